@@ -1,0 +1,18 @@
+"""Image-caption data: sources, tokenizer, batches, and the embedded real sets."""
+
+from __future__ import annotations
+
+from ablate.data.batches import EncodedSplit, TrainBatches, encode_split, evaluation_batches
+from ablate.data.sources import SPLITS, Pairs, open_pairs
+from ablate.data.tokenizer import open_tokenizer
+
+__all__ = [
+    "SPLITS",
+    "EncodedSplit",
+    "Pairs",
+    "TrainBatches",
+    "encode_split",
+    "evaluation_batches",
+    "open_pairs",
+    "open_tokenizer",
+]

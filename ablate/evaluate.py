@@ -1,0 +1,83 @@
+"""Evaluation on held-out pairs: the paper's losses, perplexity, and recall in both directions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from ablate.data.batches import EncodedSplit, evaluation_batches
+from ablate.recipe import Recipe
+from assemblies import CoCa, captioning_loss, contrastive_chance, contrastive_loss
+
+RECALLS = (1, 5, 10)
+
+
+@torch.no_grad()
+def evaluate(
+    model: CoCa, split: EncodedSplit, recipe: Recipe, device: torch.device, autocast: torch.autocast
+) -> dict[str, float]:
+    """Return losses in nats, perplexity and recalls (0 to 1) of a model on a split.
+
+    The contrastive loss is the mean over full batches of ``evaluation_batch`` pairs, the caption
+    loss the mean over tokens, and CoCa's loss their weighted sum. Recall looks at the whole split.
+    """
+    model.eval()
+    contrastive, caption, words = [], 0.0, 0
+    images, texts, groups = [], [], []
+    for batch, full in evaluation_batches(split, recipe.evaluation_batch):
+        moved = batch.to(device)
+        with autocast:
+            out = model(moved.images, moved.tokens, moved.lengths)
+            head = model.multimodal.head.weight
+            loss = captioning_loss(out.states, head, moved.tokens, moved.lengths)
+        predicted = int(batch.lengths.sum()) - len(batch.lengths)
+        caption, words = caption + float(loss) * predicted, words + predicted
+        if full:
+            pair = contrastive_loss(out.image, out.text, out.scale, moved.groups)
+            contrastive.append(float(pair))
+        images.append(out.image.float().cpu())
+        texts.append(out.text.float().cpu())
+        groups.append(batch.groups)
+    model.train()
+    mean_contrastive = sum(contrastive) / len(contrastive)
+    mean_caption = caption / words
+    return {
+        "contrastive": mean_contrastive,
+        "caption": mean_caption,
+        "perplexity": math.exp(min(mean_caption, 700.0)),
+        "coca": recipe.contrastive_weight * mean_contrastive + recipe.caption_weight * mean_caption,
+        **recalls(torch.cat(images), torch.cat(texts), torch.cat(groups)),
+    }
+
+
+def recalls(images: Tensor, texts: Tensor, groups: Tensor) -> dict[str, float]:
+    """Return recall@k both ways for unit embeddings [n d]; a hit is any pair of the group."""
+    scores = images @ texts.T  # [n n]
+    found: dict[str, float] = {}
+    for name, table in (("image_to_text", scores), ("text_to_image", scores.T)):
+        for k in RECALLS:
+            top = table.topk(min(k, len(groups)), dim=1).indices  # [n k]
+            hit = (groups[top] == groups[:, None]).any(dim=1)
+            found[f"{name}_recall@{k}"] = float(hit.double().mean())
+    return found
+
+
+def references(train: EncodedSplit, held_out: EncodedSplit, recipe: Recipe) -> dict[str, float]:
+    """Return what knowing nothing gives on a held-out split.
+
+    ``contrastive``: the loss of a coin; ``perplexity``: that of the training captions' token
+    frequencies (add-one smoothed over the tokens seen on either side).
+    """
+    chances = [
+        contrastive_chance(batch.groups)
+        for batch, full in evaluation_batches(held_out, recipe.evaluation_batch)
+        if full
+    ]
+    counts = Counter(t for captions in train.ids for ids in captions for t in ids[1:])
+    wanted = [t for captions in held_out.ids for t in captions[0][1:]]
+    total = sum(counts.values()) + len(counts.keys() | set(wanted))
+    nats = -sum(math.log((counts[t] + 1) / total) for t in wanted) / len(wanted)
+    return {"contrastive": sum(chances) / len(chances), "perplexity": math.exp(nats)}

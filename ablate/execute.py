@@ -1,0 +1,244 @@
+"""Runs trials side by side under Ray Tune; the only importer of Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate.ledger import Ledger
+from ablate.progress import Watcher
+from ablate.train import DivergedError, run_trial
+from ablate.trial import Trial, from_dict, to_dict
+from blocks import UsageError, default_registry
+
+# Set before Ray is imported. One machine: everything listens on loopback and nothing phones home.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+MAX_CRASHES = 2  # a worker that dies is started again this often; errors of the code are final
+OBJECT_STORE_BYTES = (
+    100 * 2**20
+)  # trials pass no objects; Ray's default would take a third of memory
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What one trial gets: CPU cores and GPUs, fractions of a GPU allowed."""
+
+    cpus: float = 1
+    gpus: float = 0
+
+
+def cores() -> int:
+    """Return the CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_resources(gpus_per_trial: float | None) -> Resources:
+    """Return a trial's share: a GPU, or the fraction asked for, if there are any, else a core."""
+    import torch
+
+    found = torch.cuda.device_count()
+    wanted = (1.0 if found else 0.0) if gpus_per_trial is None else gpus_per_trial
+    if not 0 <= wanted <= found:
+        raise UsageError(f"--gpus-per-trial {wanted:g}: this machine has {found} GPUs")
+    if wanted > 1:
+        raise UsageError(f"--gpus-per-trial {wanted:g}: a trial trains on one GPU or a part of one")
+    return Resources(
+        cpus=max(1, cores() // max(1, int(found / wanted))) if wanted else 1, gpus=wanted
+    )
+
+
+def execute(
+    trials: Sequence[Trial],
+    ledger: Ledger,
+    *,
+    plugins: tuple[str, ...],
+    resources: Resources,
+    watcher: Watcher,
+) -> None:
+    """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM."""
+    if not trials:
+        return
+    os.environ.update({k: v for k, v in RAY_ENVIRONMENT.items() if k not in os.environ})
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+    from ray import tune
+
+    fingerprint = default_registry(plugins).fingerprint()
+    configs = [
+        {
+            "trial": to_dict(trial),
+            "study": str(ledger.directory.resolve()),
+            "plugins": plugins,
+            "registry": fingerprint,
+            "threads": max(1, int(resources.cpus)),
+        }
+        for trial in trials
+    ]
+    with _ray(), _scratch() as scratch, _graceful_termination():
+        share = {"cpu": resources.cpus, "gpu": resources.gpus}
+        tuner = tune.Tuner(
+            tune.with_resources(_train, share),
+            param_space={"job": tune.grid_search(configs)},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,  # a new process for each trial would import torch again
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="trials",
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
+                callbacks=[_relay(trials, ledger, watcher)],
+            ),
+        )
+        tuner.fit()
+        ray.shutdown()
+
+
+def _train(config: dict[str, Any]) -> None:
+    """Run one trial inside a Ray worker."""
+    import torch
+    from ray import tune
+
+    job = config["job"]
+    trial, ledger = from_dict(job["trial"]), Ledger(Path(job["study"]))
+    torch.set_num_threads(job["threads"])
+    registry = default_registry(tuple(job["plugins"]))
+    if registry.fingerprint() != job["registry"]:
+        raise RuntimeError(
+            "this worker has other blocks than the driver: plugins or versions differ"
+        )
+    try:
+        for metrics in run_trial(trial, ledger.folder(trial), registry):
+            tune.report(metrics)
+    except (DivergedError, UsageError):
+        ledger.record_failure(trial, traceback.format_exc())  # it would only happen again
+    except Exception:
+        ledger.record_failure(trial, traceback.format_exc())
+        raise
+
+
+def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
+    """Return Tune's view of a watcher. An error here would abort the study, hence the care."""
+    from ray.tune import Callback
+
+    class Relay(Callback):  # type: ignore[misc]
+        def __init__(self, by_key: dict[str, Trial], ledger: Ledger, watcher: Watcher) -> None:
+            self.by_key = by_key
+            self.ledger, self.watcher = ledger, watcher
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune pickles its callbacks in order to restore them, which we never do
+
+        def ours(self, trial: Any) -> Trial:
+            return self.by_key[trial.config["job"]["trial"]["key"]]
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            _quietly(self.watcher.started, self.ours(trial))
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            metrics = {k: v for k, v in result.items() if "/" in k or k in ("step", "seconds")}
+            _quietly(self.watcher.measured, self.ours(trial), metrics)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            done = self.ours(trial)
+            if (metrics := self.ledger.metrics(done)) is not None:
+                self.ledger.forget_failure(done)
+                _quietly(self.watcher.finished, done, metrics)
+            elif (reason := self.ledger.failure(done)) is not None:
+                _quietly(self.watcher.failed, done, reason)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            failed = self.ours(trial)
+            if self.ledger.failure(failed) is None:
+                reason = "its worker process died (out of memory, or killed)"
+                self.ledger.record_failure(failed, reason)
+            _quietly(self.watcher.failed, failed, self.ledger.failure(failed))
+
+    return Relay({trial.key: trial for trial in trials}, ledger, watcher)
+
+
+def _quietly(call: Any, *arguments: Any) -> None:
+    """Call a watcher; what it raises is logged and never stops a trial."""
+    try:
+        call(*arguments)
+    except Exception:
+        log.exception("a watcher failed; the study goes on")
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.config["job"]["trial"]["key"][:16])
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    import ray
+    import torch
+
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ray.init(
+        num_cpus=cores(),
+        num_gpus=torch.cuda.device_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=OBJECT_STORE_BYTES,
+        # One thread each: two spinning thread pools on two cores were measured to be 6-15x slower.
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_path() -> str:
+    """Return the path under which workers find this package and what the driver could import."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join(
+        dict.fromkeys([here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """Hold Tune's own files for the run; the study's ledger is the record, not they."""
+    directory = Path(tempfile.mkdtemp(prefix="ablate-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _graceful_termination() -> Iterator[None]:
+    """Let SIGTERM stop Tune as Ctrl-C does: Tune itself knows SIGINT and SIGUSR1 only."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

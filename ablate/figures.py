@@ -1,0 +1,92 @@
+"""The report's figures: a forest plot of effects, and validation curves with their spread."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from ablate.files import atomic
+from ablate.ledger import Ledger
+from ablate.plan import Plan
+from ablate.report import METRICS, Report
+
+COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
+GREY = "#5b6470"
+
+
+def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
+    """Draw all figures into the study's directory; returns their paths."""
+    found = [
+        _save(figure, ledger.directory / name)
+        for name, figure in (
+            ("effects.png", forest(report)),
+            ("curves.png", curves(plan, ledger)),
+        )
+        if figure is not None
+    ]
+    return found
+
+
+def forest(report: Report) -> Figure | None:
+    """Return each contrast's improvement with its interval, one panel per metric."""
+    names = list(dict.fromkeys(e.contrast for e in report.effects if e.seeds))
+    if not names:
+        return None
+    figure = Figure(figsize=(11, 0.9 + 0.34 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
+    for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
+        for e in (e for e in report.effects if e.metric == metric and e.seeds):
+            row, colour = names.index(e.contrast), COLOURS.get(e.verdict, GREY)
+            if math.isfinite(e.low):
+                panel.plot([e.low, e.high], [row, row], color=colour, linewidth=2)
+            panel.plot(e.estimate, row, "o", color=colour, markersize=5)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_title(title, fontsize=10)
+        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(names)), names, fontsize=9)
+    panels[0].invert_yaxis()
+    figure.supxlabel("improvement in % with 95% interval; right of zero is better", fontsize=9)
+    return figure
+
+
+def curves(plan: Plan, ledger: Ledger) -> Figure | None:
+    """Return validation losses by step: the mean over seeds, with a band from lowest to highest."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(METRICS), squeeze=False)[0]
+    colours = mpl.color_sequences["tab10"]
+    drawn = False
+    for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
+        for i, name in enumerate(plan.costs):
+            points = defaultdict(list)
+            for trial in plan.of_cell(name):
+                for line in ledger.curve(trial):
+                    if f"val/{metric}" in line:
+                        points[line["step"]].append(line[f"val/{metric}"])
+            if points:
+                drawn = True
+                steps = sorted(points)
+                means = [float(np.mean(points[s])) for s in steps]
+                bold = 2.2 if name in ("baseline", "grr") else 1.1
+                colour = colours[i % len(colours)]
+                panel.plot(steps, means, label=name, color=colour, linewidth=bold)
+                low, high = ([f(points[s]) for s in steps] for f in (min, max))
+                panel.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
+        panel.set_title(f"validation {title}", fontsize=10)
+        panel.set_xlabel("step", fontsize=9)
+        panel.grid(color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(fontsize=7, frameon=False)
+    return figure if drawn else None
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=140)
+    return path

@@ -1,0 +1,147 @@
+"""The named grids. All compare image towers: baseline -> grr changes nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from ablate.grid import Contrast, Grid, each, merge, product
+from assemblies import CoCaConfig, preset
+from assemblies.presets import GRR, ORIGINAL
+from blocks import BlockSpec, Registry
+from blocks.errors import unknown
+
+Change = Callable[[CoCaConfig], CoCaConfig]
+PAPER = Contrast(name="baseline -> grr", pairs=(("baseline", "grr"),), primary=True)
+
+
+def make_grid(name: str, size: str, registry: Registry, change: Change = lambda cell: cell) -> Grid:
+    """Return a named grid at a size; ``change`` applies the user's settings to every preset.
+
+    Blocks that plugins add enter every grid as single swaps from grr.
+    """
+    if name not in GRIDS:
+        raise unknown("grid", name, GRIDS)
+    cells = {key: change(preset(key, size)) for key in ("original", "baseline", "grr")}
+    grid = GRIDS[name](cells, registry)
+    added = plugin_cells(cells["grr"], registry)
+    versus = [against("grr", cell) for cell in added if cell not in grid.cells]
+    return replace(grid, cells=merge(grid.cells, added), contrasts=(*grid.contrasts, *versus))
+
+
+def factorial(cells: Mapping[str, CoCaConfig]) -> dict[str, CoCaConfig]:
+    """Return the 2x2x2 factorial of the paper's three swaps in the image tower, by cell name."""
+    axes = {f"image.{kind}": (ORIGINAL[kind], GRR[kind]) for kind in GRR}
+    return {
+        factorial_name(values): cell for values, cell in product(cells["baseline"], axes).items()
+    }
+
+
+def factorial_name(values: tuple[str, ...]) -> str:
+    """Return baseline, grr, baseline+BLOCK (one block added) or grr-BLOCK (one block left out)."""
+    new = [GRR[kind] for kind, value in zip(GRR, values, strict=True) if value == GRR[kind]]
+    left_out = [block for block in GRR.values() if block not in new]
+    if not left_out:
+        return "grr"
+    return f"grr-{left_out[0]}" if len(left_out) == 1 else "+".join(["baseline", *new])
+
+
+def against(reference: str, candidate: str, *, name: str = "") -> Contrast:
+    """Return the plain contrast of two cells."""
+    return Contrast(name=name or f"{reference} -> {candidate}", pairs=((reference, candidate),))
+
+
+def main_effects() -> Iterator[Contrast]:
+    """Yield the effect of each swap, averaged over the four settings of the other two."""
+    levels = [(ORIGINAL[kind], GRR[kind]) for kind in GRR]
+    for i, (old, new) in enumerate(levels):
+        pairs = tuple(
+            (factorial_name(values), factorial_name((*values[:i], new, *values[i + 1 :])))
+            for values in itertools.product(*levels)
+            if values[i] == old
+        )
+        yield Contrast(name=f"{old} -> {new} (main effect)", pairs=pairs)
+
+
+def plugin_cells(grr: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
+    """Return one swap from grr's image tower per block, and per swept option, of every plugin."""
+    axes: dict[str, list[str]] = {}
+    for spec in registry.third_party():
+        axes.setdefault(f"image.{spec.kind}", []).extend(spellings(spec))
+    return {name_swap(path): cell for path, cell in each(grr, axes).items()}
+
+
+def spellings(spec: BlockSpec) -> list[str]:
+    """Return the block with its defaults, then with each swept value in turn."""
+    swept = [spec.spell({option: value}) for option in spec.sweep for value in spec.sweep[option]]
+    return list(dict.fromkeys([spec.spell({}), *swept]))
+
+
+def name_swap(path_and_value: str) -> str:
+    """Return the cell name of a swap from grr in the image tower: ``grr norm=dyt``."""
+    return f"grr {path_and_value.removeprefix('image.')}"
+
+
+def _smoke(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    pair = _pair("smoke", "baseline and grr, a few steps: does everything work?", cells)
+    return replace(pair, settings={"steps": 20, "batch": 32, "evaluate": 1}, seeds=1)
+
+
+def _paper(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    return _pair("paper", "baseline against grr, the contrast of arXiv 2507.18009", cells)
+
+
+def _pair(name: str, summary: str, cells: Mapping[str, CoCaConfig]) -> Grid:
+    chosen = {key: cells[key] for key in ("baseline", "grr")}
+    return Grid(name=name, summary=summary, cells=chosen, contrasts=(PAPER,))
+
+
+def _swaps(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    wanted = ["baseline", *(f"baseline+{block}" for block in GRR.values()), "grr"]
+    every = factorial(cells)
+    contrasts = (PAPER, *(against("baseline", name) for name in wanted[1:-1]))
+    return Grid(
+        name="swaps",
+        summary="baseline, each of the three swaps alone, and all together",
+        cells={name: every[name] for name in wanted},
+        contrasts=contrasts,
+    )
+
+
+def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    axes: dict[str, list[str]] = {}
+    for kind in ("norm", "ffn", "position", "attention", "pooling"):
+        current = getattr(cells["grr"].image, kind)
+        name = registry.get(kind, current).name
+        options = [
+            s for block in registry.names(kind) for s in spellings(registry.get(kind, block))
+        ]
+        axes[f"image.{kind}"] = [s for s in options if s not in (current, name)]
+    swaps = {name_swap(path): cell for path, cell in each(cells["grr"], axes).items()}
+    return Grid(
+        name="each",
+        summary="grr, and one swap in its image tower for every known block and swept option",
+        cells={"baseline": cells["baseline"], "grr": cells["grr"], **swaps},
+        contrasts=(PAPER, *(against("grr", name) for name in swaps)),
+    )
+
+
+def _full(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    every = factorial(cells)
+    singles = [against("baseline", name) for name in every if name not in ("baseline", "grr")]
+    return Grid(
+        name="full",
+        summary="the 2x2x2 factorial of the image tower, and original",
+        cells={"baseline": every["baseline"], **every, "original": cells["original"]},
+        contrasts=(PAPER, *main_effects(), *singles, against("baseline", "original")),
+    )
+
+
+GRIDS: dict[str, Callable[[Mapping[str, CoCaConfig], Registry], Grid]] = {
+    "smoke": _smoke,
+    "paper": _paper,
+    "swaps": _swaps,
+    "each": _each,
+    "full": _full,
+}

@@ -1,0 +1,189 @@
+"""A plan: which trials a command means, what each cell costs, and what cannot be built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
+from ablate.grid import Contrast, Grid
+from ablate.grids import make_grid
+from ablate.recipe import RECIPES, Recipe, with_fields
+from ablate.statistics import smallest_p
+from ablate.trial import Trial, make_trial
+from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset, with_field
+from assemblies.config import flatten
+from blocks import Registry, Unsupported, UsageError
+from blocks.errors import unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything about a study before it runs.
+
+    ``skipped`` gives the reason for each cell that cannot be built, ``same`` the cell that another
+    one turned out to equal; contrasts that need a missing cell are dropped.
+    """
+
+    grid: Grid
+    size: str
+    recipe: Recipe
+    seeds: int
+    trials: list[Trial]
+    costs: dict[str, Cost]
+    skipped: dict[str, str]
+    same: dict[str, str]
+    contrasts: tuple[Contrast, ...]
+    data_skipped: dict[str, int]
+    registry: Registry
+
+    @property
+    def cells(self) -> dict[str, CoCaConfig]:
+        """Return the cells that are trained."""
+        return {name: self.grid.cells[name] for name in self.costs}
+
+    def of_cell(self, name: str) -> list[Trial]:
+        """Return a cell's trials, one per seed."""
+        return [trial for trial in self.trials if trial.name == name]
+
+
+def make_plan(
+    grid_name: str, size: str, seeds: int | None, settings: Mapping[str, Any], registry: Registry
+) -> Plan:
+    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    if seeds is not None and seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    for_cell, for_recipe = divide(settings)
+
+    def change(cell: CoCaConfig) -> CoCaConfig:
+        for path, value in for_cell.items():
+            cell = with_field(cell, path, value)
+        return normalise(cell, registry)
+
+    grid = make_grid(grid_name, size, registry, change)
+    recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
+    _refuse_varied(grid, for_cell, registry)
+    fingerprint, tokens, data_skipped = _look_at_data(recipe, next(iter(grid.cells.values())))
+    costs, skipped, same = _price(grid, recipe, tokens, registry)
+    count = seeds or grid.seeds
+    trials = [
+        make_trial(name, grid.cells[name], recipe, seed, fingerprint, registry)
+        for seed in range(count)  # seed by seed: a study stopped early is still balanced
+        for name in costs
+    ]
+    return Plan(
+        grid=grid,
+        size=size,
+        recipe=recipe,
+        seeds=count,
+        trials=trials,
+        costs=costs,
+        skipped=skipped,
+        same=same,
+        contrasts=tuple(c for c in grid.contrasts if all(set(p) <= set(costs) for p in c.pairs)),
+        data_skipped=data_skipped,
+        registry=registry,
+    )
+
+
+def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide settings into those of the cell and those of the recipe; unknown names raise."""
+    cell_names = set(_cell_fields())
+    recipe_names = set(Recipe.__dataclass_fields__)
+    assert not cell_names & recipe_names
+    for name in settings:
+        if name not in cell_names | recipe_names:
+            raise unknown("field", name, cell_names | recipe_names)
+    cell = {name: value for name, value in settings.items() if name in cell_names}
+    return cell, {name: value for name, value in settings.items() if name in recipe_names}
+
+
+def _cell_fields() -> list[str]:
+    fields = list(flatten(preset("grr")))
+    shared = [path.partition(".")[2] for path in fields if path.startswith("text.")]
+    return [*fields, *(f"*.{name}" for name in shared)]
+
+
+def _refuse_varied(grid: Grid, for_cell: Mapping[str, Any], registry: Registry) -> None:
+    """Refuse a setting that the grid itself varies: it would be ignored in some cells."""
+    for path, value in for_cell.items():
+        for name, cell in grid.cells.items():
+            if normalise(with_field(cell, path, value), registry) != normalise(cell, registry):
+                raise UsageError(
+                    f"{path} is what grid {grid.name!r} varies (cell {name!r}), so it cannot be set"
+                )
+
+
+def _look_at_data(recipe: Recipe, cell: CoCaConfig) -> tuple[str, int, dict[str, int]]:
+    """Return the data's fingerprint, a usual length of captions in tokens, and what was skipped."""
+    pairs = open_pairs(recipe.data, cell.image.size)
+    tokenizer = open_tokenizer(pairs, cell.vocabulary)
+    splits = {
+        split: encode_split(pairs, split, tokenizer, cell.context)
+        for split in ("train", "val", "test")
+    }
+    TrainBatches(splits["train"], recipe, seed=0)
+    lengths = [len(ids[0]) for ids in splits["train"].ids]
+    usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return pairs.fingerprint, usual, pairs.skipped
+
+
+def _price(
+    grid: Grid, recipe: Recipe, tokens: int, registry: Registry
+) -> tuple[dict[str, Cost], dict[str, str], dict[str, str]]:
+    """Build every distinct cell on the meta device: its cost, or why it cannot be built."""
+    costs: dict[str, Cost] = {}
+    skipped: dict[str, str] = {}
+    same: dict[str, str] = {}
+    first: dict[CoCaConfig, str] = {}
+    for name, given in grid.cells.items():
+        cell = normalise(given, registry)
+        if cell in first:
+            same[name] = first[cell]
+            continue
+        try:
+            costs[name] = cost(cell, batch=recipe.batch, tokens=tokens, registry=registry)
+            first[cell] = name
+        except Unsupported as error:
+            skipped[name] = str(error)
+    if not costs:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise UsageError(f"no cell of grid {grid.name!r} can be built: {reasons}")
+    return costs, skipped, same
+
+
+def describe(plan: Plan) -> str:
+    """Return the plan as text for a terminal."""
+    recipe = plan.recipe
+    reference = "baseline" if "baseline" in plan.costs else next(iter(plan.costs))
+    base = plan.costs[reference]
+    lines = [
+        f"grid {plan.grid.name}: {plan.grid.summary}",
+        f"size {plan.size}, data {recipe.data}, {recipe.steps} steps of {recipe.batch} pairs, "
+        f"{len(plan.costs)} cells x {plan.seeds} seeds = {len(plan.trials)} trials",
+        "",
+        f"{'cell':<28} {'image norm':<14} {'ffn':<10} {'position':<14} {'parameters':>12} "
+        f"{'vs ' + reference:>12} {'GFLOP/step':>11}",
+    ]
+    for name, price in plan.costs.items():
+        image = plan.grid.cells[name].image
+        mismatch = 100 * (price.parameters / base.parameters - 1)
+        lines.append(
+            f"{name:<28} {image.norm:<14} {image.ffn:<10} {image.position:<14} "
+            f"{price.parameters:>12,} {mismatch:>+11.2f}% {price.step_flops / 1e9:>11.2f}"
+        )
+    lines += [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
+    lines += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
+    lines += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
+    lines += [
+        "",
+        f"with {plan.seeds} seeds no two-sided p can be below {smallest_p(plan.seeds):.3g}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,245 @@
+"""The report of a study: what was found and how sure one can be, from the ledger alone."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.evaluate import references
+from ablate.files import write_text
+from ablate.ledger import Ledger
+from ablate.plan import Plan
+from ablate.statistics import Effect, effects, smallest_p
+
+# The metrics of arXiv 2507.18009, all losses: lower is better.
+METRICS = {"contrastive": "contrastive loss", "perplexity": "perplexity", "coca": "CoCa loss"}
+PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}  # pretraining, in percent
+RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
+SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table of text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """Return the table as Markdown."""
+        lines = [f"## {self.title}", "", *([self.note, ""] if self.note else [])]
+        lines.append("| " + " | ".join(self.header) + " |")
+        lines.append("|" + " --- |" * len(self.header))
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A study's findings."""
+
+    title: str
+    summary: str
+    tables: list[Table]
+    notes: list[str]
+    effects: list[Effect]
+
+    def markdown(self, figures: Sequence[str] = ()) -> str:
+        """Return the whole report as Markdown."""
+        pictures = [f"![{name}]({name})" for name in figures]
+        notes = ["## Notes", "", *[f"- {note}" for note in self.notes]]
+        parts = [f"# {self.title}", self.summary, *pictures]
+        parts += [table.markdown() for table in self.tables]
+        return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+
+    def csv(self) -> str:
+        """Return the effects as CSV."""
+        buffer = io.StringIO()
+        names = [field.name for field in dataclasses.fields(Effect)]
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(names)
+        for effect in self.effects:
+            writer.writerow(
+                [" ".join(map(str, v)) if isinstance(v, tuple) else v
+                 for v in (getattr(effect, name) for name in names)]
+            )  # fmt: skip
+        return buffer.getvalue()
+
+
+def make_report(plan: Plan, ledger: Ledger) -> Report:
+    """Return the report on all trials of the plan that are finished."""
+    found = all_effects(plan, ledger)
+    return Report(
+        title=f"Study {ledger.directory.name}: grid {plan.grid.name}",
+        summary=summarise(plan, found),
+        tables=[_effect_table(plan, found), _cell_table(plan, ledger)],
+        notes=_notes(plan, ledger),
+        effects=found,
+    )
+
+
+def all_effects(plan: Plan, ledger: Ledger) -> list[Effect]:
+    """Return every contrast's effect in each of the paper's metrics."""
+    results = [(trial, ledger.metrics(trial)) for trial in plan.trials]
+    return [
+        effect
+        for metric in METRICS
+        for effect in effects(
+            plan.contrasts,
+            metric,
+            {(t.name, t.seed): found[f"test/{metric}"] for t, found in results if found},
+        )
+    ]
+
+
+def summarise(plan: Plan, found: Sequence[Effect]) -> str:
+    """Return in plain words what was found and how sure it is."""
+    primary = next((c.name for c in plan.contrasts if c.primary), None)
+    main = {e.metric: e for e in found if e.contrast == primary}
+    if not main or not main["coca"].seeds:
+        return "No contrast is complete yet."
+    words = [
+        f"{METRICS[m]} {e.estimate:+.2f}% [{e.low:+.2f}, {e.high:+.2f}] ({e.verdict})"
+        for m, e in main.items()
+    ]
+    seeds = len(main["coca"].seeds)
+    sentences = [
+        f"{primary}: improvement in {'; '.join(words)}, over {seeds} paired seeds.",
+        _which_helped([e for e in found if e.metric == "coca" and e.contrast != primary]),
+        f"With {seeds} seeds the smallest p that any contrast can reach is {smallest_p(seeds):.3g}"
+        + (", so nothing here can be called significant at 0.05." if smallest_p(seeds) > 0.05
+           else "."),
+    ]  # fmt: skip
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _which_helped(found: Sequence[Effect]) -> str:
+    singles = [e for e in found if e.seeds and "main effect" in e.contrast] or [
+        e for e in found if e.seeds
+    ]
+    if not singles:
+        return ""
+    best = max(singles, key=lambda e: e.estimate)
+    clear = sorted(
+        (e for e in singles if e.verdict in ("improved", "worse")), key=lambda e: -e.estimate
+    )
+    named = ", ".join(f"{e.contrast} {e.estimate:+.2f}% ({e.verdict})" for e in clear)
+    return (
+        f"In CoCa loss the largest gain of a single swap is that of {best.contrast} "
+        f"({best.estimate:+.2f}% [{best.low:+.2f}, {best.high:+.2f}]); "
+        f"intervals that exclude zero: {named or 'none'}."
+    )
+
+
+def _effect_table(plan: Plan, found: Sequence[Effect]) -> Table:
+    by_name = {(e.contrast, e.metric): e for e in found}
+    rows = []
+    for contrast in plan.contrasts:
+        own = [by_name[contrast.name, metric] for metric in METRICS]
+        name = f"{contrast.name} (primary)" if contrast.primary else contrast.name
+        rows.append((name, *(_cell_of(e) for e in own), own[-1].verdict))
+    if any(c.primary for c in plan.contrasts):
+        claim = [f"{PAPER_CLAIMS[m]:+.2f}" for m in METRICS]
+        rows.append(("claimed for baseline -> grr (arXiv 2507.18009)", *claim, "-"))
+    return Table(
+        title="Effects",
+        header=("contrast", *(f"{title} %" for title in METRICS.values()), "verdict (CoCa loss)"),
+        rows=rows,
+        note="Improvement (reference - candidate) / reference in percent on the test split, paired "
+        "by seed, with 95% t intervals and exact sign-flip p (Holm-adjusted but for the primary). "
+        "Positive is better. A main effect averages the four settings of the other two swaps. "
+        "Intervals are not adjusted for their number.",
+    )
+
+
+def _cell_of(effect: Effect) -> str:
+    if not effect.seeds:
+        return "no pair"
+    if not math.isfinite(effect.low):
+        return f"{effect.estimate:+.2f}"
+    return (
+        f"{effect.estimate:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}] p={effect.p_adjusted:.2g}"
+    )
+
+
+def _cell_table(plan: Plan, ledger: Ledger) -> Table:
+    known = reference_losses(plan)
+    chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
+    blank = ("-",) * (len(RECALLS) + 3)
+    rows = [("knowing nothing", *chance, *blank)]
+    for name, price in plan.costs.items():
+        trials = plan.of_cell(name)
+        done = [m for m in (ledger.metrics(trial) for trial in trials) if m]
+        values = [_mean_and_deviation([m[f"test/{k}"] for m in done]) for k in (*METRICS, *RECALLS)]
+        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
+        rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
+    return Table(
+        title="Cells",
+        header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "seeds",
+                "parameters", "train s"),
+        rows=rows,
+        note=f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
+        "nothing' is the contrastive loss of a coin and the perplexity of the training captions' "
+        "token frequencies.",
+    )  # fmt: skip
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = statistics.mean(values)
+    digits = 1 if mean > 20 else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def reference_losses(plan: Plan) -> dict[str, float]:
+    """Return what knowing nothing gives on the test split."""
+    cell = next(iter(plan.cells.values()))
+    pairs = open_pairs(plan.recipe.data, cell.image.size)
+    tokenizer = open_tokenizer(pairs, cell.vocabulary)
+    train, test = (encode_split(pairs, s, tokenizer, cell.context) for s in ("train", "test"))
+    return references(train, test, plan.recipe)
+
+
+def _notes(plan: Plan, ledger: Ledger) -> list[str]:
+    notes = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
+    notes += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
+    notes += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
+    for trial in plan.trials:
+        if ledger.result(trial) is None:
+            reason = (ledger.failure(trial) or "has not run yet").strip().splitlines()[-1]
+            notes.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
+    recipe = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(plan.recipe).items())
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "mlflow"))
+    notes += [
+        f"Size {plan.size}, seeds 0 to {plan.seeds - 1}. Recipe: {recipe}.",
+        "Paired seeds: a seed gives every cell the same batches, captions, crops and dropout "
+        "stream, and bit-identical initial weights in every module that cells share.",
+        f"Data fingerprint {plan.trials[0].data_fingerprint[:16]}; {packages}; "
+        f"device {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}.",
+    ]
+    return notes
+
+
+def write_report(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
+    """Write report.md, effects.csv and the figures into the study; returns their paths."""
+    from ablate.figures import draw_figures
+
+    figures = draw_figures(report, plan, ledger)
+    markdown, table = ledger.directory / "report.md", ledger.directory / "effects.csv"
+    write_text(markdown, report.markdown([path.name for path in figures]))
+    write_text(table, report.csv())
+    return [markdown, table, *figures]

@@ -1,0 +1,279 @@
+"""Trains one trial: plain PyTorch that knows neither Ray nor MLflow.
+
+A trial writes into its own directory only: ``curve.jsonl`` (metrics by step), ``checkpoint.pt``
+while it runs, and at the end ``model.safetensors`` (the best on validation) and ``result.json``.
+Killed at any moment, it goes on from its checkpoint with the numbers that it would have had.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ablate.data import TrainBatches, encode_split, open_pairs, open_tokenizer
+from ablate.data.batches import Batch
+from ablate.evaluate import evaluate
+from ablate.files import atomic, read_json, write_json
+from ablate.recipe import Recipe
+from ablate.trial import Trial
+from assemblies import CoCa, captioning_loss, contrastive_loss
+from assemblies.construct import stream_seed
+from blocks import Registry
+
+CURVE_POINTS = 50
+CHECKPOINT_SECONDS = 60.0
+SELECTION = "coca"  # the validation loss that picks the checkpoint to test
+
+Metrics = dict[str, float]
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more; the trial has failed and is named in the report."""
+
+
+@dataclass
+class State:
+    """What changes while training, apart from model and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float = math.inf
+    best_step: int = 0
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+
+
+def run_trial(trial: Trial, directory: Path, registry: Registry) -> Iterator[Metrics]:
+    """Train, or go on training, and yield metrics as they come; the last one holds ``test/...``.
+
+    Raises `DivergedError` when the loss is not finite.
+    """
+    if (finished := read_json(directory / "result.json")) is not None:
+        yield {"step": trial.recipe.steps, **finished["metrics"]}
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    training = Training(trial, registry)
+    training.resume(directory)
+    _cut_curve(directory / "curve.jsonl", training.state.step)
+    saved = time.monotonic()
+    for metrics in training.steps():
+        _append(directory / "curve.jsonl", metrics)
+        if any(name.startswith("val/") for name in metrics) or _due(saved):
+            training.save(directory)
+            saved = time.monotonic()
+        yield metrics
+    final = training.finish()
+    training.write(directory, final)
+    yield {"step": trial.recipe.steps, **final}
+
+
+class Training:
+    """Model, optimiser, data and progress of one trial."""
+
+    def __init__(self, trial: Trial, registry: Registry) -> None:
+        self.trial, self.recipe = trial, trial.recipe
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.autocast = autocast(self.recipe.precision, self.device)
+        pairs = open_pairs(self.recipe.data, trial.cell.image.size)
+        if pairs.fingerprint != trial.data_fingerprint:
+            raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
+        tokenizer = open_tokenizer(pairs, trial.cell.vocabulary)
+        context = trial.cell.context
+        self.splits = {
+            split: encode_split(pairs, split, tokenizer, context)
+            for split in ("train", "val", "test")
+        }
+        self.batches = TrainBatches(self.splits["train"], self.recipe, trial.seed)
+        self.model = CoCa(trial.cell, seed=trial.seed, registry=registry).to(self.device)
+        self.optimizer = adamw(self.model, self.recipe)
+        self.state = State()
+
+    def steps(self) -> Iterator[Metrics]:
+        """Train to the end; yield the step's metrics at about 50 points and at each evaluation."""
+        recipe, state = self.recipe, self.state
+        every = max(1, recipe.steps // CURVE_POINTS)
+        looks = {round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)}
+        while state.step < recipe.steps:
+            began = time.perf_counter()
+            metrics = self.step()
+            state.step += 1
+            logged = state.step % every == 0 or state.step in looks
+            shown = {f"train/{k}": v for k, v in metrics.items()} if logged else {}
+            if state.step in looks:
+                shown |= {f"val/{k}": v for k, v in self.look().items()}
+            state.seconds += time.perf_counter() - began
+            if logged:
+                yield {"step": state.step, "seconds": state.seconds, **shown}
+
+    def step(self) -> Metrics:
+        """Take one optimiser step."""
+        recipe = self.recipe
+        lr = recipe.lr * schedule(self.state.step, recipe)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batch = self.batches[self.state.step].to(self.device)
+        # Dropout is all that draws from torch's global stream: reseeding keeps it paired by step.
+        torch.manual_seed(stream_seed(self.trial.seed, "dropout", self.state.step))
+        metrics = self.backward(batch)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+        if not math.isfinite(float(norm)):
+            raise DivergedError(
+                f"loss {metrics['loss']}, gradient norm {float(norm)} "
+                f"at step {self.state.step} (lr {lr:.2g})"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            self.model.log_scale.clamp_(max=math.log(recipe.max_scale))
+            scale = float(self.model.log_scale.exp())
+        return {**metrics, "lr": lr, "gradient_norm": float(norm), "scale": scale}
+
+    def backward(self, batch: Batch) -> Metrics:
+        """Accumulate gradients over the batch's parts; return the losses.
+
+        The caption loss weighs all tokens of the batch alike, so it does not depend on the number
+        of parts; contrastive negatives come from within a part.
+        """
+        recipe, parts = self.recipe, self.recipe.accumulate
+        predicted = batch.lengths.sum() - len(batch.lengths)
+        totals = torch.zeros(3, device=self.device)
+        for pieces in zip(*(t.chunk(parts) for t in batch), strict=True):
+            part = Batch(*pieces)
+            with self.autocast:
+                out = self.model(part.images, part.tokens, part.lengths)
+                head = self.model.multimodal.head.weight
+                caption = captioning_loss(out.states, head, part.tokens, part.lengths)
+            contrastive = contrastive_loss(out.image, out.text, out.scale, part.groups) / parts
+            caption = caption * ((part.lengths.sum() - len(part.lengths)) / predicted)
+            loss = recipe.contrastive_weight * contrastive + recipe.caption_weight * caption
+            torch.autograd.backward(loss)
+            totals += torch.stack([contrastive, caption, loss]).detach()
+        return dict(zip(("contrastive", "caption", "loss"), totals.tolist(), strict=True))
+
+    def look(self) -> Metrics:
+        """Evaluate on the validation split and remember the model if it is the best so far."""
+        metrics = self.measure("val")
+        if metrics[SELECTION] < self.state.best:
+            self.state.best, self.state.best_step = metrics[SELECTION], self.state.step
+            self.state.best_model = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in self.model.state_dict().items()
+            }
+        return metrics
+
+    def measure(self, split: str) -> Metrics:
+        """Evaluate the model as it is on a split."""
+        return evaluate(self.model, self.splits[split], self.recipe, self.device, self.autocast)
+
+    def finish(self) -> Metrics:
+        """Load the best model on validation and look at the test split, once."""
+        self.model.load_state_dict(self.state.best_model)
+        found = {f"test/{k}": v for k, v in self.measure("test").items()}
+        return {**found, "best_step": self.state.best_step, "train_seconds": self.state.seconds}
+
+    def save(self, directory: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {name: getattr(self.state, name) for name in State.__dataclass_fields__}
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "key": self.trial.key,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "state": state,
+            },
+            buffer,
+        )
+        with atomic(directory / "checkpoint.pt") as temporary:
+            temporary.write_bytes(buffer.getvalue())
+
+    def resume(self, directory: Path) -> None:
+        """Go on from the directory's checkpoint, if it holds one of this trial."""
+        path = directory / "checkpoint.pt"
+        if not path.exists():
+            return
+        loaded = torch.load(path, weights_only=True, map_location=self.device)
+        assert loaded["key"] == self.trial.key, f"{path} belongs to another trial"
+        self.model.load_state_dict(loaded["model"])
+        self.optimizer.load_state_dict(loaded["optimizer"])
+        self.state = State(**loaded["state"])
+        self.state.best_model = {k: v.cpu() for k, v in self.state.best_model.items()}
+
+    def write(self, directory: Path, final: Metrics) -> None:
+        """Write the best model and the result, and drop the checkpoint."""
+        with atomic(directory / "model.safetensors") as temporary:
+            save_file(self.state.best_model, temporary)
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        write_json(
+            directory / "result.json",
+            {"key": self.trial.key, "metrics": final, "device": device, "torch": torch.__version__},
+        )
+        (directory / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """Return the learning rate's factor: linear warm-up, then half a cosine down to 0."""
+    warmup = max(1, round(recipe.warmup * recipe.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, recipe.steps - warmup)
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """Return AdamW (arXiv 1711.05101) that decays matrices and nothing else."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    fused = parameters[0].is_cuda  # one kernel; on the CPU it was measured to be slower
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return the mixed-precision context: ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
+def _due(saved: float) -> bool:
+    return time.monotonic() - saved > CHECKPOINT_SECONDS
+
+
+def _append(path: Path, metrics: Metrics) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics) + "\n")
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a trial by step; a line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    curve = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            curve.append(json.loads(line))
+        except ValueError:
+            break
+    return curve
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint that training goes on from."""
+    kept = [line for line in read_curve(path) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)

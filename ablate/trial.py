@@ -1,0 +1,86 @@
+"""A trial: cell x recipe x seed, and the key under which its result is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import assemblies
+from ablate.files import digest
+from ablate.recipe import Recipe
+from ablate.recipe import from_dict as recipe_from_dict
+from assemblies import CoCaConfig
+from assemblies.config import from_dict as cell_from_dict
+from assemblies.config import to_dict as cell_to_dict
+from blocks import Registry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One training: ``name`` is the cell's in its grid, ``key`` identifies the result."""
+
+    name: str
+    cell: CoCaConfig
+    recipe: Recipe
+    seed: int
+    data_fingerprint: str
+    key: str
+
+    @property
+    def label(self) -> str:
+        """Return a short name that is unique in a study and fit for a directory."""
+        return f"{self.name}-seed{self.seed}-{self.key[:8]}"
+
+
+def make_trial(
+    name: str, cell: CoCaConfig, recipe: Recipe, seed: int, fingerprint: str, registry: Registry
+) -> Trial:
+    """Return the trial with its key: a hash of all that can change its numbers.
+
+    That is the cell, the recipe, the seed, the data's content, the source of the blocks used and of
+    the code that assembles and trains.
+    """
+    blocks = {
+        path: registry.source_hash(kind, spelling)
+        for path, (kind, spelling) in cell.spellings().items()
+    }
+    content = [
+        cell_to_dict(cell), dataclasses.asdict(recipe), seed, fingerprint, blocks, code_hash()
+    ]  # fmt: skip
+    return Trial(
+        name=name,
+        cell=cell,
+        recipe=recipe,
+        seed=seed,
+        data_fingerprint=fingerprint,
+        key=digest(content),
+    )
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the modules that decide what training computes, whatever the blocks."""
+    from ablate import evaluate, train
+    from ablate.data import batches, tokenizer
+
+    assert assemblies.__file__ is not None
+    sources = sorted(Path(assemblies.__file__).parent.glob("*.py"))
+    texts = [path.read_text(encoding="utf-8") for path in sources]
+    texts += [inspect.getsource(module) for module in (evaluate, train, batches, tokenizer)]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def to_dict(trial: Trial) -> dict[str, Any]:
+    """Return the trial as plain data."""
+    return dataclasses.asdict(trial)
+
+
+def from_dict(data: dict[str, Any]) -> Trial:
+    """Return the trial that `to_dict` wrote."""
+    cell, recipe = cell_from_dict(data["cell"]), recipe_from_dict(data["recipe"])
+    return Trial(**{**data, "cell": cell, "recipe": recipe})

@@ -1,0 +1,26 @@
+"""CoCa assembled from blocks: cells, presets, the model and its losses."""
+
+from __future__ import annotations
+
+from assemblies.coca import CoCa, CoCaOutput
+from assemblies.config import CoCaConfig, ImageConfig, TowerConfig, normalise, with_field
+from assemblies.cost import Cost, cost
+from assemblies.losses import captioning_loss, contrastive_chance, contrastive_loss
+from assemblies.presets import SIZES, preset
+
+__all__ = [
+    "SIZES",
+    "CoCa",
+    "CoCaConfig",
+    "CoCaOutput",
+    "Cost",
+    "ImageConfig",
+    "TowerConfig",
+    "captioning_loss",
+    "contrastive_chance",
+    "contrastive_loss",
+    "cost",
+    "normalise",
+    "preset",
+    "with_field",
+]

@@ -1,0 +1,189 @@
+"""A cell: one architecture as frozen, hashable numbers and block spellings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from blocks import Kind, Registry, UsageError
+from blocks.errors import unknown
+
+Placement = Literal["pre", "post", "peri", "reordered"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+TOWERS = ("image", "text", "multimodal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerConfig:
+    """A stack of ``depth`` layers of ``heads`` heads and the blocks that fill it.
+
+    ``ffn_ratio`` r means as many parameters as a plain MLP of inner width r d, whatever the FFN.
+    """
+
+    depth: int
+    heads: int
+    norm: str = "layernorm"
+    ffn: str = "mlp"
+    position: str = "learned"
+    attention: str = "mha"
+    placement: Placement = "pre"
+    ffn_ratio: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageConfig(TowerConfig):
+    """The ViT encoder: square images of ``size`` pixels cut into patches, ``width`` wide."""
+
+    width: int
+    size: int = 288
+    patch: int = 18
+    pooling: str = "cascade"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return the rows and columns of patches."""
+        return self.size // self.patch, self.size // self.patch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CoCaConfig:
+    """A cell: the three towers and what they share.
+
+    ``width`` is that of both text towers, ``context`` the longest caption in tokens with its begin
+    and end marks, ``vocabulary`` the number of token ids.
+    """
+
+    image: ImageConfig
+    text: TowerConfig
+    multimodal: TowerConfig
+    width: int
+    vocabulary: int = 64000
+    context: int = 64
+    embedding: int = field(default=0)
+    dropout: float = 0.0
+    temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if not self.embedding:
+            object.__setattr__(self, "embedding", self.width)
+        for path, value in flatten(self).items():
+            if isinstance(value, int | float) and value <= 0 and path != "dropout":
+                raise UsageError(f"{path} must be above 0, got {value}")
+        if self.image.size % self.image.patch:
+            raise UsageError(
+                f"image.size ({self.image.size}) must be a multiple of image.patch "
+                f"({self.image.patch})"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        for tower, config in self.towers():
+            if config.placement not in PLACEMENTS:
+                raise unknown(f"{tower}.placement", config.placement, PLACEMENTS)
+
+    def towers(self) -> Iterator[tuple[str, TowerConfig]]:
+        """Iterate over the towers by name."""
+        return ((name, getattr(self, name)) for name in TOWERS)
+
+    def spellings(self) -> dict[str, tuple[Kind, str]]:
+        """Return every block of the cell: field -> (kind, spelling)."""
+        found: dict[str, tuple[Kind, str]] = {}
+        for tower, config in self.towers():
+            for kind in _kinds_of(config):
+                found[f"{tower}.{kind}"] = (kind, getattr(config, kind))
+        return found
+
+
+def _kinds_of(config: TowerConfig) -> tuple[Kind, ...]:
+    own: tuple[Kind, ...] = ("norm", "ffn", "position", "attention")
+    return (*own, "pooling") if isinstance(config, ImageConfig) else own
+
+
+def normalise(cell: CoCaConfig, registry: Registry) -> CoCaConfig:
+    """Return the cell with every block in its normal spelling; checks names and options."""
+    for path, (kind, spelling) in cell.spellings().items():
+        try:
+            cell = with_field(cell, path, registry.normalise(kind, spelling))
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+    return cell
+
+
+def with_field(cell: CoCaConfig, path: str, value: Any) -> CoCaConfig:
+    """Return the cell with one field changed; ``*.norm`` means that of all towers.
+
+    Raises `UsageError` for an unknown field (with the near miss) or a value of the wrong type.
+    """
+    if path.startswith("*."):
+        for tower in TOWERS:
+            cell = with_field(cell, f"{tower}.{path[2:]}", value)
+        return cell
+    head, _, rest = path.partition(".")
+    if path not in flatten(cell):
+        names = set(flatten(cell)) | {f"*.{f.name}" for f in dataclasses.fields(TowerConfig)}
+        raise unknown("field of a cell", path, names)
+    if not rest:
+        return dataclasses.replace(cell, **{head: checked(type(cell), head, value)})
+    tower = getattr(cell, head)
+    changed = dataclasses.replace(tower, **{rest: checked(type(tower), rest, value, path)})
+    return dataclasses.replace(cell, **{head: changed})
+
+
+def checked(owner: type, name: str, value: Any, path: str = "") -> Any:
+    """Return a value for a dataclass field in the field's type, or raise `UsageError`."""
+    wanted = get_type_hints(owner)[name]
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = str if wanted is Placement else wanted
+    if type(value) is not kind:
+        raise UsageError(
+            f"{path or name}={value!r} is {type(value).__name__}, must be {kind.__name__}"
+        )
+    return value
+
+
+def flatten(cell: CoCaConfig) -> dict[str, Any]:
+    """Return all fields as ``image.norm`` -> value."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(cell).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": v for inner, v in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def to_dict(cell: CoCaConfig) -> dict[str, Any]:
+    """Return the cell as plain nested data."""
+    return dataclasses.asdict(cell)
+
+
+def from_dict(data: Mapping[str, Any]) -> CoCaConfig:
+    """Return the cell that `to_dict` wrote; unknown, missing or mistyped fields raise."""
+    parts: dict[str, type] = {
+        "image": ImageConfig,
+        "text": TowerConfig,
+        "multimodal": TowerConfig,
+    }
+    built = {
+        name: _construct(parts[name], value, f"{name}.") if name in parts else value
+        for name, value in data.items()
+    }
+    cell: CoCaConfig = _construct(CoCaConfig, built, "")
+    return cell
+
+
+def _construct(owner: type, data: Any, prefix: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{prefix.rstrip('.') or 'cell'} must be a mapping, got {data!r}")
+    names = {f.name for f in dataclasses.fields(owner)}
+    for name in data:
+        if name not in names:
+            raise unknown("field of a cell", f"{prefix}{name}", {f"{prefix}{n}" for n in names})
+    values = {k: checked(owner, k, v, f"{prefix}{k}") for k, v in data.items()}
+    try:
+        return owner(**values)
+    except TypeError as error:
+        raise UsageError(f"{prefix.rstrip('.') or 'cell'}: {error}") from None

@@ -1,0 +1,31 @@
+"""Interchangeable transformer blocks and the one way to add another.
+
+A plugin needs `BlockSpec` and `hookimpl`, and, where it matters, `Site`, `Unsupported`,
+`Positions` and `Pooled`. The library itself is asked through a `Registry`.
+"""
+
+from __future__ import annotations
+
+from blocks.errors import Unsupported, UsageError
+from blocks.hookspecs import hookimpl
+from blocks.pooling import Pooled
+from blocks.positions import Positions
+from blocks.registry import Registry, default_registry, load_registry
+from blocks.site import Site
+from blocks.spec import KINDS, BlockSpec, Kind, parse
+
+__all__ = [
+    "KINDS",
+    "BlockSpec",
+    "Kind",
+    "Pooled",
+    "Positions",
+    "Registry",
+    "Site",
+    "Unsupported",
+    "UsageError",
+    "default_registry",
+    "hookimpl",
+    "load_registry",
+    "parse",
+]

@@ -1,0 +1,164 @@
+"""Positional embeddings: one interface for what is added, rotated or biased.
+
+A tower calls `embed` once on its tokens; every self-attention calls `rotate` and `bias`.
+Cross-attention calls none of them, since its keys live in another space. ``site.grid`` says whether
+positions have one axis (text) or two (patches in row-major order).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from blocks.errors import Unsupported
+from blocks.hookspecs import hookimpl
+from blocks.site import Site
+from blocks.spec import BlockSpec
+
+
+class Positions(nn.Module):
+    """Does nothing at all three places; a scheme overrides the ones where it acts."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+
+    def embed(self, x: Tensor, *, offset: int = 0) -> Tensor:
+        """Add to the tokens [b n d] that stand at positions offset .. offset + n - 1."""
+        return x
+
+    def rotate(self, q: Tensor, k: Tensor, *, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """Turn queries and keys [b h n e] that stand at positions offset .. offset + n - 1."""
+        return q, k
+
+    def bias(self, queries: int, keys: int) -> Tensor | None:
+        """Return what is added to the scores, [h n m], the queries being the last of the keys."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed tokens [b n d]; the other two places are called by attention."""
+        return self.embed(x)
+
+
+class NoPositions(Positions):
+    """No positional information at all."""
+
+
+class Learned(Positions):
+    """A free vector per position, added to the tokens (arXiv 1705.03122)."""
+
+    def __init__(self, site: Site, *, std: float = 0.02) -> None:
+        super().__init__(site)
+        self.table = nn.Parameter(torch.empty(site.tokens, site.dim))
+        nn.init.trunc_normal_(self.table, std=std)
+
+    def embed(self, x: Tensor, *, offset: int = 0) -> Tensor:
+        """Add the table's rows to [b n d]."""
+        return x + self.table[offset : offset + x.shape[1]].to(x.dtype)
+
+
+class SinCos(Positions):
+    """Fixed sines and cosines, the width split evenly over the axes (arXiv 1706.03762)."""
+
+    table: Tensor
+
+    def __init__(self, site: Site, *, theta: float = 10000.0) -> None:
+        super().__init__(site)
+        _require_theta(theta)
+        angles = axial_angles(site.grid, site.dim, theta, name="sincos", what="width")
+        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], -1), persistent=False)
+
+    def embed(self, x: Tensor, *, offset: int = 0) -> Tensor:
+        """Add the table's rows to [b n d]."""
+        return x + self.table[offset : offset + x.shape[1]].to(x.dtype)
+
+
+class Rope(Positions):
+    """Turns pairs of channels by an angle that grows with position (arXiv 2104.09864).
+
+    On a grid the pairs of a head are split evenly over the axes (axial, arXiv 2403.13298), so that
+    a score depends on the offset along rows and columns only; text is the case of one axis.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, site: Site, *, theta: float = 10000.0) -> None:
+        super().__init__(site)
+        _require_theta(theta)
+        angles = axial_angles(site.grid, site.head_dim, theta, name="rope", what="head width")
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def rotate(self, q: Tensor, k: Tensor, *, offset: int = 0) -> tuple[Tensor, Tensor]:
+        """Turn [b h n e] queries and keys."""
+        rows = slice(offset, offset + q.shape[-2])
+        turns = torch.complex(self.cos[rows].float(), self.sin[rows].float())  # [n e/2]
+        return _turn(q, turns), _turn(k, turns)
+
+
+def axial_angles(
+    grid: tuple[int, ...], width: int, theta: float, *, name: str, what: str
+) -> Tensor:
+    """Return the angle of each position and channel pair, [n width/2], axis after axis.
+
+    Raises `Unsupported` unless the width can be split into pairs over the axes.
+    """
+    axes = len(grid)
+    if width % (2 * axes):
+        raise Unsupported(
+            f"{name} on {axes} axes needs a {what} divisible by {2 * axes}, got {width}"
+        )
+    pairs = width // (2 * axes)
+    frequencies = theta ** (-torch.arange(pairs, dtype=torch.float32) / pairs)
+    places = torch.meshgrid(*(torch.arange(size).float() for size in grid), indexing="ij")
+    return torch.cat([place.reshape(-1, 1) * frequencies for place in places], dim=-1)
+
+
+def _turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the adjacent channels 2i and 2i + 1 of [b h n e] by complex numbers [n e/2].
+
+    One complex product is several times faster than sines and cosines on halves, on a CPU.
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))  # [b h n e/2]
+    return torch.view_as_real(pairs * turns).flatten(-2).to(x.dtype)
+
+
+def _require_theta(theta: float) -> None:
+    if theta <= 1:
+        raise Unsupported(f"theta must be above 1, got {theta}")
+
+
+@hookimpl
+def register_blocks() -> list[BlockSpec]:
+    """Offer the built-in positional embeddings."""
+    return [
+        BlockSpec(
+            kind="position",
+            name="none",
+            factory=NoPositions,
+            summary="no positional information",
+            source="coca-blocks",
+        ),
+        BlockSpec(
+            kind="position",
+            name="learned",
+            factory=Learned,
+            summary="a learned vector per position, added once",
+            source="arXiv:1705.03122",
+        ),
+        BlockSpec(
+            kind="position",
+            name="sincos",
+            factory=SinCos,
+            summary="fixed sines and cosines, added once",
+            source="arXiv:1706.03762",
+        ),
+        BlockSpec(
+            kind="position",
+            name="rope",
+            factory=Rope,
+            summary="rotary, axial on patch grids",
+            source="arXiv:2104.09864",
+            sweep={"theta": (100.0,)},
+        ),
+    ]

@@ -1,0 +1,210 @@
+"""Finds plugins, collects their blocks, and answers every question about a block by name."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+from torch import nn
+
+from blocks import attention, ffns, hookspecs, norms, pooling, positions
+from blocks.errors import UsageError, unknown
+from blocks.site import Site
+from blocks.spec import KINDS, BlockSpec, parse
+
+BUILTIN_MODULES: tuple[ModuleType, ...] = (norms, ffns, positions, attention, pooling)
+BUILTIN = "blocks"
+
+
+class Registry:
+    """The known blocks by (kind, name), each with the plugin that provides it."""
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[str, str], tuple[BlockSpec, str]] = {}
+
+    def add(self, spec: BlockSpec, provider: str) -> None:
+        """Register a block; a second one of the same kind and name is an error naming both."""
+        key = (spec.kind, spec.name)
+        if key in self._specs:
+            raise UsageError(
+                f"{spec.kind}/{spec.name} is provided by both {self._specs[key][1]!r} "
+                f"and {provider!r}; rename one of them"
+            )
+        spec.options  # noqa: B018  (reading the signature now reports a bad factory now)
+        self._specs[key] = (spec, provider)
+
+    def get(self, kind: str, spelling: str) -> BlockSpec:
+        """Return the block that a spelling names; raises with the near miss."""
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS)
+        name, _ = parse(spelling)
+        if (kind, name) not in self._specs:
+            raise unknown(kind, name, self.names(kind))
+        return self._specs[kind, name][0]
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of one kind, sorted."""
+        return sorted(name for k, name in self._specs if k == kind)
+
+    def provider(self, kind: str, name: str) -> str:
+        """Return the plugin that a block comes from (``blocks`` for the built-in ones)."""
+        return self._specs[kind, name][1]
+
+    def __iter__(self) -> Iterator[BlockSpec]:
+        """Iterate over all blocks in a fixed order: by kind, then by name."""
+        return iter(self.get(kind, name) for kind in KINDS for name in self.names(kind))
+
+    def third_party(self) -> list[BlockSpec]:
+        """Return the blocks that plugins add to the built-in ones."""
+        return [spec for spec in self if self.provider(spec.kind, spec.name) != BUILTIN]
+
+    def normalise(self, kind: str, spelling: str) -> str:
+        """Return the one normal spelling of a block; checks its name and options."""
+        return self.get(kind, spelling).spell(parse(spelling)[1])
+
+    def build(self, kind: str, spelling: str, site: Site) -> nn.Module:
+        """Build a block for a site."""
+        return self.get(kind, spelling).build(site, parse(spelling)[1])
+
+    def source_hash(self, kind: str, spelling: str) -> str:
+        """Return a hash of the source file that a block is written in."""
+        factory = self.get(kind, spelling).factory
+        target = factory.func if isinstance(factory, functools.partial) else factory
+        module = sys.modules.get(target.__module__)
+        try:
+            text = inspect.getsource(module) if module else inspect.getsource(target)
+        except (OSError, TypeError):
+            raise UsageError(
+                f"{kind}/{spelling}: its source cannot be read, so no result "
+                "could be attributed to it; define it in a file"
+            ) from None
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """Return a hash over all names and sources; equal in two processes with the same blocks."""
+        lines = [f"{s.kind}/{s.name} {self.source_hash(s.kind, s.name)}" for s in self]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def load_registry(plugins: Iterable[str] = (), *, entry_points: bool = True) -> Registry:
+    """Collect built-in, installed and named blocks; ``plugins`` are files or module names."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    for module in BUILTIN_MODULES:
+        manager.register(module, name=module.__name__)
+    named = dict(_entry_points() if entry_points else ())
+    named |= {plugin: _import(plugin) for plugin in plugins}
+    for name, plugin in named.items():
+        if manager.is_registered(plugin):
+            continue  # named on the command line and installed as well: the same module
+        _register(manager, plugin, name)
+    return _collect(manager)
+
+
+@functools.lru_cache(maxsize=8)
+def default_registry(plugins: tuple[str, ...] = ()) -> Registry:
+    """Return the registry of built-in and installed blocks, made once per process."""
+    return load_registry(plugins)
+
+
+def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+    if not hasattr(plugin, "register_blocks"):
+        raise UsageError(f"plugin {name!r} has no function register_blocks; see docs/plugins.md")
+    try:
+        manager.register(plugin, name=name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise UsageError(f"plugin {name!r}: {error}") from None
+    if name not in [impl.plugin_name for impl in manager.hook.register_blocks.get_hookimpls()]:
+        raise UsageError(f"plugin {name!r}: put @hookimpl (from blocks) above register_blocks")
+
+
+def _collect(manager: pluggy.PluginManager) -> Registry:
+    registry = Registry()
+    builtin = {module.__name__ for module in BUILTIN_MODULES}
+    implementations = manager.hook.register_blocks.get_hookimpls()
+    for implementation in sorted(
+        implementations, key=lambda i: (i.plugin_name not in builtin, i.plugin_name)
+    ):
+        name = implementation.plugin_name
+        provider = BUILTIN if name in builtin else name
+        try:
+            specs = implementation.function()
+        except UsageError as error:
+            raise UsageError(f"plugin {name!r}: {error}") from None
+        except Exception as error:
+            raise UsageError(f"plugin {name!r}: register_blocks failed: {error!r}") from error
+        for spec in specs if isinstance(specs, list | tuple) else [specs]:
+            if not isinstance(spec, BlockSpec):
+                raise UsageError(
+                    f"plugin {name!r}: register_blocks must return BlockSpecs, "
+                    f"got {type(spec).__name__}"
+                )
+            registry.add(spec, provider)
+    return registry
+
+
+def _entry_points() -> Iterator[tuple[str, object]]:
+    """Load installed plugins ourselves: pluggy silently drops the second of two equal names."""
+    seen: dict[str, str] = {}
+    found = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+    for point in sorted(found, key=lambda p: (p.name, p.value)):
+        distribution = point.dist.name if point.dist else "unknown"
+        if point.name in seen and seen[point.name] != distribution:
+            raise UsageError(
+                f"two installed plugins are named {point.name!r}: {seen[point.name]} and "
+                f"{distribution}; uninstall one"
+            )
+        if point.name in seen:
+            continue  # the same distribution twice on sys.path, as an editable install gives
+        seen[point.name] = distribution
+        try:
+            yield point.name, point.load()
+        except Exception as error:
+            raise UsageError(
+                f"installed plugin {point.name!r} (from {distribution}) does not import: {error!r}"
+            ) from error
+
+
+def _import(plugin: str) -> ModuleType:
+    """Import a plugin given as a file or as a module's dotted name."""
+    path = Path(plugin).expanduser()
+    is_file = plugin.endswith(".py") or path.is_dir() or "/" in plugin
+    try:
+        if not is_file:
+            return importlib.import_module(plugin)
+        if not path.is_file():
+            raise UsageError(f"plugin file {plugin!r} does not exist (give a .py file or a module)")
+        return _import_file(path.resolve())
+    except UsageError:
+        raise
+    except Exception as error:
+        what = "file" if is_file else "module"
+        raise UsageError(f"plugin {what} {plugin!r} does not import: {error!r}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and hasattr(module, "register_blocks"):
+            return module  # installed, or named before: one module, hence no false duplicate
+    name = f"coca_blocks_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
