@@ -164,21 +164,23 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
             _quietly(self.watcher.measured, self.ours(trial), metrics)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            done = self.ours(trial)
-            if (metrics := self.ledger.metrics(done)) is not None:
-                self.ledger.forget_failure(done)
-                _quietly(self.watcher.finished, done, metrics)
-            elif (reason := self.ledger.failure(done)) is not None:
-                _quietly(self.watcher.failed, done, reason)
+            _conclude(self.ours(trial), self.ledger, self.watcher)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            failed = self.ours(trial)
-            if self.ledger.failure(failed) is None:
-                reason = "its worker process died (out of memory, or killed)"
-                self.ledger.record_failure(failed, reason)
-            _quietly(self.watcher.failed, failed, self.ledger.failure(failed))
+            _conclude(self.ours(trial), self.ledger, self.watcher)
 
     return Relay({trial.key: trial for trial in trials}, ledger, watcher)
+
+
+def _conclude(trial: Trial, ledger: Ledger, watcher: Watcher) -> None:
+    """Tell the watcher how a trial ended, as the ledger has it."""
+    if (metrics := ledger.metrics(trial)) is not None:
+        ledger.forget_failure(trial)
+        _quietly(watcher.finished, trial, metrics)
+        return
+    if ledger.failure(trial) is None:
+        ledger.record_failure(trial, "its worker process died (out of memory, or killed)")
+    _quietly(watcher.failed, trial, ledger.failure(trial))
 
 
 def _quietly(call: Any, *arguments: Any) -> None:

@@ -38,11 +38,11 @@ class Recipe:
     """
 
     data: str = "embedded:pictures"
-    steps: int = 300
-    batch: int = 128
+    steps: int = 270
+    batch: int = 64
     accumulate: int = 1
-    lr: float = 3e-3
-    warmup: float = 0.1
+    lr: float = 4e-3
+    warmup: float = 0.2
     weight_decay: float = 0.1
     beta2: float = 0.98
     clip: float = 1.0
@@ -71,7 +71,7 @@ class Recipe:
 # Nano is for CPU minutes: one trial of the full grid takes under a minute on one core.
 RECIPES: dict[str, Recipe] = {
     "nano": Recipe(),
-    "tiny": Recipe(steps=2000, batch=256, lr=2e-3, evaluate=10),
+    "tiny": Recipe(steps=2000, batch=256, lr=2e-3, warmup=0.1, evaluate=10),
     "small": Recipe(steps=10_000, batch=512, lr=1e-3, warmup=0.05, evaluate=10),
     "base": Recipe(steps=50_000, batch=1024, lr=8e-4, warmup=0.02, evaluate=20),
     "large": Recipe(steps=50_000, batch=1024, lr=5e-4, warmup=0.02, evaluate=20),

@@ -29,7 +29,7 @@ class Size:
 SIZES: dict[str, Size] = {
     "nano": Size(
         image_width=64, image_depth=3, width=64, text_depth=2, multimodal_depth=2, heads=4,
-        pixels=64, patch=8, queries=16, vocabulary=2048, context=32,
+        pixels=48, patch=8, queries=16, vocabulary=2048, context=32,
     ),
     "tiny": Size(
         image_width=128, image_depth=4, width=128, text_depth=3, multimodal_depth=3, heads=4,

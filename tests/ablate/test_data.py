@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from samples import draw, png, shapes_rows, write_shard
+
+from ablate.data import TrainBatches, encode_split, evaluation_batches, open_pairs, open_tokenizer
+from ablate.data.batches import augment
+from ablate.data.sources import EMBEDDED, decode, embedded_names, group_by_caption
+from ablate.data.tokenizer import BEGIN, END, encode
+from ablate.files import cache_directory
+from ablate.recipe import Recipe
+from blocks import UsageError
+
+Shard = Callable[..., str]
+
+
+def test_embedded_sets_have_the_counts_of_their_readme() -> None:
+    counts = {"pictures": 8838, "icons": 6699, "tiles": 3868, "figures": 1552, "stamps": 864}
+    assert embedded_names() == sorted(counts)
+    assert len(open_pairs("embedded:stamps", 16).captions) == counts["stamps"]
+
+
+@pytest.mark.parametrize("name", ["stamps", "figures"])
+def test_no_caption_stands_in_two_splits(name: str) -> None:
+    pairs = open_pairs(f"embedded:{name}", 16)
+    where: dict[str, set[str]] = {}
+    for captions, split in zip(pairs.captions, pairs.splits, strict=True):
+        for caption in captions:
+            where.setdefault(caption.casefold(), set()).add(split)
+    assert {c for c, splits in where.items() if len(splits) > 1} == set()
+    assert set(pairs.splits) == {"train", "val", "test"}
+
+
+def test_embedded_sets_carry_their_licences() -> None:
+    text = (EMBEDDED / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in embedded_names())
+    for licence in (EMBEDDED / "LICENSES").iterdir():
+        assert f"LICENSES/{licence.name}" in text
+
+
+def test_a_set_is_decoded_once(shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_pairs(shapes, 24)
+    monkeypatch.setattr("ablate.data.sources.decode", None)
+    again = open_pairs(shapes, 24)
+    assert isinstance(again.images, np.memmap)
+    assert again.fingerprint == first.fingerprint
+    assert np.array_equal(again.images, first.images)
+
+
+def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path, shapes: str) -> None:
+    members = shapes_rows()
+    moved = write_shard(tmp_path / "other.tar.gz", members, "w:gz")
+    assert open_pairs(f"webdataset:{moved}", 24).fingerprint == open_pairs(shapes, 24).fingerprint
+    half = write_shard(tmp_path / "half.tar", members[:200])
+    fewer = open_pairs(f"webdataset:{half}", 24)
+    assert fewer.fingerprint != open_pairs(shapes, 24).fingerprint
+
+
+def test_decoding_is_on_white_and_upright() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(buffer, format="png")
+    assert (decode(buffer.getvalue(), 8) == 255).all()
+    tall = np.zeros((16, 8, 3), dtype=np.uint8)
+    tall[:8, :, 0] = 255
+    image, exif = Image.fromarray(tall), Image.Exif()
+    exif[274] = 3  # upside down
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", exif=exif)
+    upright = decode(buffer.getvalue(), 8)
+    assert upright[0, :, 0].max() < 60
+    assert upright[-1, :, 0].min() > 190
+
+
+def test_pairs_that_share_a_caption_are_one_group() -> None:
+    groups = group_by_caption([["A cat", "cat"], ["dog"], ["Cat"], ["a  dog"], ["DOG", "hound"]])
+    assert groups[0] == groups[2]
+    assert groups[1] == groups[4]
+    assert len(set(groups)) == 3
+
+
+def test_sets_without_splits_are_split_by_caption(shard: Shard) -> None:
+    members = [(f"{i}.png", draw("red", "dot", i)) for i in range(200)]
+    members += [(f"{i}.txt", f"thing {i // 2}".encode()) for i in range(200)]
+    pairs = open_pairs(shard(sorted(members)), 16)
+    assert set(pairs.splits) == {"train", "val", "test"}
+    for i in range(0, 200, 2):
+        same = [s for s, c in zip(pairs.splits, pairs.captions, strict=True) if c == [f"thing {i}"]]
+        assert len(set(same)) <= 1
+
+
+@pytest.mark.parametrize(("uri", "message"), [
+    ("embedded:picture", "no embedded data set named 'picture'; did you mean 'pictures'"),
+    ("pictures", r"cannot read data 'pictures'; write embedded:NAME"),
+    ("webdataset:/nowhere/*.tar", r"no file matches '/nowhere/\*.tar'"),
+])  # fmt: skip
+def test_unknown_sources_say_what_there_is(uri: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_pairs(uri, 16)
+
+
+def test_corrupt_shards_are_refused(tmp_path: Path) -> None:
+    whole = write_shard(tmp_path / "whole.tar.gz", shapes_rows(), "w:gz").read_bytes()
+    for name, content in (
+        ("cut.tar.gz", whole[: len(whole) // 2]),
+        ("noise.tar", b"this is no archive" * 100),
+        ("empty.tar", b""),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=rf"shard '.*{name}' is corrupt"):
+            open_pairs(f"webdataset:{tmp_path / name}", 16)
+    assert not list((cache_directory() / "decoded").glob("tmp*"))
+
+
+def test_empty_and_poor_sets_are_refused(shard: Shard) -> None:
+    with pytest.raises(UsageError, match="holds no usable pair"):
+        open_pairs(shard([("a.txt", b"no picture")], "none.tar"), 16)
+    rows = shapes_rows(100)
+    rows[0] = (rows[0][0], b"broken")
+    pairs = open_pairs(shard(rows, "one.tar"), 16)
+    assert pairs.skipped == {"image cannot be decoded": 1}
+    rows[2] = (rows[2][0], b"broken")
+    with pytest.raises(UsageError, match=r"2 of 100 pairs cannot be used .*; at most 1%"):
+        open_pairs(shard(rows, "two.tar"), 16)
+
+
+def test_overlapping_splits_are_refused(shard: Shard) -> None:
+    members = []
+    for i, split in enumerate(("train", "test")):
+        facts = json.dumps({"caption": "the same", "split": split}).encode()
+        members += [(f"{i}.png", draw("red", "dot", i)), (f"{i}.json", facts)]
+    with pytest.raises(UsageError, match="'the same' stands in the splits 'train' and 'test'"):
+        open_pairs(shard(members), 16)
+
+
+def test_names_inside_a_shard_never_touch_the_disk(shard: Shard, tmp_path: Path) -> None:
+    members = [
+        (f"../../escape{i}{end}", content)
+        for i in range(3)
+        for end, content in ((".png", draw("red", "dot", i)), (".txt", b"a thing %d" % i))
+    ]
+    assert len(open_pairs(shard(members), 16).captions) == 3
+    assert list(tmp_path.parent.glob("**/escape*")) == []
+
+
+def test_huge_pictures_are_skipped(shard: Shard) -> None:
+    wide = png(np.zeros((1, 1, 3), dtype=np.uint8))
+    bomb = bytearray(wide)
+    bomb[16:24] = (100_000).to_bytes(4, "big") * 2  # the header claims 10 gigapixels
+    with pytest.raises((ValueError, OSError, Image.DecompressionBombError)):
+        decode(bytes(bomb), 16)
+
+
+def test_tokenizer_round_trip_and_cache(shapes: str) -> None:
+    pairs = open_pairs(shapes, 24)
+    tokenizer = open_tokenizer(pairs, 400)
+    assert tokenizer.get_vocab_size() <= 400
+    text = "a red square number 7, unseen 漢字"
+    (ids,) = encode(tokenizer, [text], 200)
+    assert (ids[0], ids[-1]) == (BEGIN, END)
+    assert tokenizer.decode(ids).strip() == text
+    (cut,) = encode(tokenizer, [text], 6)
+    assert len(cut) == 6
+    assert cut[-1] == END
+    assert open_tokenizer(pairs, 400).to_str() == tokenizer.to_str()
+
+
+def batches(shapes: str, seed: int = 0, **recipe: object) -> TrainBatches:
+    pairs = open_pairs(shapes, 24)
+    split = encode_split(pairs, "train", open_tokenizer(pairs, 400), 24)
+    return TrainBatches(split, Recipe(**{"batch": 16, **recipe}), seed)  # type: ignore[arg-type]
+
+
+def test_batches_depend_on_seed_and_step_alone(shapes: str) -> None:
+    first, second = batches(shapes), batches(shapes)
+    expected = [first[step] for step in range(25)]
+    for step in (24, 3, 11):  # any order: training goes on at any step
+        for got, wanted in zip(second[step], expected[step], strict=True):
+            assert torch.equal(got, wanted)
+    assert not torch.equal(batches(shapes, seed=1)[0].tokens, expected[0].tokens)
+
+
+def test_an_epoch_shows_each_pair_once_with_either_caption(shapes: str) -> None:
+    stream = batches(shapes)
+    seen = [g for step in range(stream.per_epoch) for g in stream[step].groups.tolist()]
+    assert len(seen) == len(set(seen)) == 160
+    lengths = {int(n) for step in range(20) for n in stream[step].lengths}
+    assert len(lengths) > 2
+
+
+def test_batches_are_padded_to_the_longest_caption_only(shapes: str) -> None:
+    batch = batches(shapes)[0]
+    longest = int(batch.lengths.max())
+    assert longest <= batch.tokens.shape[1] < longest + 4
+    for row, length in zip(batch.tokens, batch.lengths, strict=True):
+        assert (row[length:] == 0).all()
+        assert row[length - 1] == END
+    assert batch.images.shape == (16, 3, 24, 24)
+    assert batch.images.min() >= -1
+    assert batch.images.max() <= 1
+
+
+def test_augmentation_crops_and_flips() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    assert augment(images, 1.0, 0.0, generator) is images
+    flipped = augment(images, 1.0, 1.0, generator)
+    torch.testing.assert_close(flipped, images.flip(-1), atol=1e-5, rtol=1e-5)
+    cropped = augment(images, 0.5, 0.0, generator)
+    assert not torch.allclose(cropped, images, atol=0.05)
+    assert cropped.min() >= images.min() - 1e-6
+    assert cropped.max() <= images.max() + 1e-6
+
+
+def test_a_set_smaller_than_a_batch_is_refused(shapes: str) -> None:
+    with pytest.raises(UsageError, match="has 160 pairs, fewer than a batch of 500"):
+        batches(shapes, batch=500)
+
+
+def test_evaluation_order_is_fixed_and_whole(shapes: str) -> None:
+    pairs = open_pairs(shapes, 24)
+    split = encode_split(pairs, "val", open_tokenizer(pairs, 400), 24)
+    found = list(evaluation_batches(split, 8))
+    assert [full for _, full in found] == [True, True, False]
+    groups = [g for batch, _ in found for g in batch.groups.tolist()]
+    assert sorted(groups) == sorted(split.groups.tolist())

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ablate.grid import Grid, each, merge, product
+from ablate.grids import GRIDS, factorial, main_effects, make_grid
+from ablate.plan import describe, make_plan
+from assemblies import CoCaConfig, preset, with_field
+from assemblies.config import flatten
+from assemblies.presets import GRR
+from blocks import UsageError, default_registry, load_registry
+
+REGISTRY = default_registry()
+DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")
+SMALL = {"image.depth": 1, "text.depth": 1, "multimodal.depth": 1, "image.size": 32}
+
+
+def changed(a: CoCaConfig, b: CoCaConfig) -> set[str]:
+    old, new = flatten(a), flatten(b)
+    return {path for path in old if old[path] != new[path]}
+
+
+def test_full_is_the_factorial_and_original() -> None:
+    grid = make_grid("full", "nano", REGISTRY)
+    assert set(grid.cells) == {
+        "baseline", "baseline+rmsnorm", "baseline+geglu", "baseline+rope",
+        "grr-rmsnorm", "grr-geglu", "grr-rope", "grr", "original",
+    }  # fmt: skip
+    images = {(c.image.norm, c.image.ffn, c.image.position) for n, c in grid.cells.items()
+              if n != "original"}  # fmt: skip
+    assert len(images) == 8
+    for name, cell in grid.cells.items():
+        if name != "original":
+            assert cell.text == grid.cells["grr"].text
+            assert cell.multimodal == grid.cells["grr"].multimodal
+
+
+@pytest.mark.parametrize("kind", GRR)
+def test_adding_and_leaving_out_are_single_swaps(kind: str) -> None:
+    cells = make_grid("full", "nano", REGISTRY).cells
+    assert changed(cells["baseline"], cells[f"baseline+{GRR[kind]}"]) == {f"image.{kind}"}
+    assert changed(cells["grr"], cells[f"grr-{GRR[kind]}"]) == {f"image.{kind}"}
+
+
+def test_main_effects_pair_each_setting_once() -> None:
+    cells = factorial({"baseline": preset("baseline")})
+    for effect, kind in zip(main_effects(), GRR, strict=True):
+        assert len(effect.pairs) == 4
+        assert len({name for pair in effect.pairs for name in pair}) == 8
+        for old, new in effect.pairs:
+            assert changed(cells[old], cells[new]) == {f"image.{kind}"}
+
+
+def test_grid_algebra() -> None:
+    base = preset("grr")
+    ones = each(base, {"image.norm": ["layernorm", "none"], "image.ffn": ["mlp"]})
+    assert all(len(changed(base, cell)) == 1 for cell in ones.values())
+    assert len(product(base, {"image.norm": ["a", "b"], "*.ffn": ["c", "d", "e"]})) == 6
+    with pytest.raises(UsageError, match="two different cells are named 'x'"):
+        merge({"x": base}, {"x": with_field(base, "image.depth", 1)})
+    with pytest.raises(AssertionError, match="no cell"):
+        Grid(name="g", summary="", cells={}, contrasts=tuple(main_effects()))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_plugins_block_enters_every_grid(name: str) -> None:
+    registry = load_registry([DYT])
+    grid = make_grid(name, "nano", registry)
+    assert grid.cells["grr norm=dyt"].image.norm == "dyt"
+    assert any(c.pairs == (("grr", "grr norm=dyt"),) for c in grid.contrasts)
+    assert "grr norm=dyt" not in make_grid(name, "nano", REGISTRY).cells
+
+
+def test_each_has_every_block_and_swept_option() -> None:
+    cells = make_grid("each", "nano", REGISTRY).cells
+    for spec in REGISTRY:
+        if spec.name not in ("rmsnorm", "geglu", "rope", "mha", "cascade"):
+            assert f"grr {spec.kind}={spec.name}" in cells
+    assert cells["grr position=rope(theta=100.0)"].image.position == "rope(theta=100.0)"
+
+
+def test_the_plan_of_full_keeps_parameters_within_1_percent(capsys: object) -> None:
+    plan = make_plan("full", "nano", None, {"data": "embedded:stamps"}, REGISTRY)
+    base = plan.costs["baseline"].parameters
+    assert len(plan.costs) == 9
+    for name, price in plan.costs.items():
+        assert price.parameters == pytest.approx(base, rel=0.01), name
+    text = describe(plan)
+    assert all(name in text for name in plan.costs)
+    assert "no two-sided p can be below 0.25" in text
+
+
+def test_trials_go_seed_by_seed() -> None:
+    plan = make_plan("paper", "nano", 2, {"data": "embedded:stamps", **SMALL}, REGISTRY)
+    assert [(t.name, t.seed) for t in plan.trials] == [
+        ("baseline", 0), ("grr", 0), ("baseline", 1), ("grr", 1),
+    ]  # fmt: skip
+    assert len({t.key for t in plan.trials}) == 4
+
+
+def test_cells_that_cannot_be_built_are_skipped_with_the_reason() -> None:
+    settings = {"data": "embedded:stamps", **SMALL, "image.width": 60, "image.heads": 10}
+    plan = make_plan("paper", "nano", 1, settings, REGISTRY)
+    assert list(plan.costs) == ["baseline"]
+    assert "rope on 2 axes needs a head width divisible by 4, got 6" in plan.skipped["grr"]
+    assert plan.contrasts == ()
+    assert "skipped grr: " in describe(plan)
+
+
+def test_equal_cells_are_trained_once() -> None:
+    settings = {"data": "embedded:stamps", **SMALL, "image.norm": "rmsnorm",
+                "image.ffn": "geglu", "image.position": "rope"}  # fmt: skip
+    plan = make_plan("paper", "nano", 1, settings, REGISTRY)
+    assert plan.same == {"grr": "baseline"}
+    assert len(plan.trials) == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("ful", "nano", None, {}), "no grid named 'ful'; did you mean 'full'"),
+    (("full", "nanu", None, {}), "no size named 'nanu'; did you mean 'nano'"),
+    (("full", "nano", 0, {}), "seeds must be at least 1, got 0"),
+    (("full", "nano", 1, {"stesp": 3}), "no field named 'stesp'; did you mean 'steps'"),
+    (("full", "nano", 1, {"image.norm": "rmsnorm"}), "image.norm is what grid 'full' varies"),
+    (("paper", "nano", 1, {"*.norm": "rmsnrm"}), "no norm named 'rmsnrm'"),
+    (("paper", "nano", 1, {"data": "embedded:x"}), "no embedded data set named 'x'"),
+    (("paper", "nano", 1, {"data": "embedded:stamps", "batch": 5000}), "fewer than a batch"),
+    (("smoke", "nano", 1, {"data": "embedded:stamps", "image.heads": 7}), "no cell of grid"),
+])  # fmt: skip
+def test_mistakes_are_found_before_anything_runs(arguments: tuple, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_plan(*arguments, registry=REGISTRY)

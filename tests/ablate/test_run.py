@@ -1,0 +1,203 @@
+"""The command as a user types it, on real Ray, real MLflow (sqlite) and real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from samples import SMALL
+
+from ablate.run import main, parse_settings
+from blocks import UsageError
+
+DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")
+SETTINGS = {**SMALL, "steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch": 16}
+
+
+def arguments(shapes: str, tmp_path: Path, *more: str, grid: str = "paper") -> list[str]:
+    settings = [f"--set={k}={v}" for k, v in {**SETTINGS, "data": shapes}.items()]
+    where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
+    return ["--grid", grid, *where, *settings, *more]
+
+
+def run(shapes: str, tmp_path: Path, *more: str, grid: str = "paper") -> tuple[int, str]:
+    """Run the command in a process of its own, as its signal handlers and Ray deserve."""
+    command = [sys.executable, "-m", "ablate.run", *arguments(shapes, tmp_path, *more, grid=grid)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.ray
+def test_a_study_from_command_to_report(shapes: str, tmp_path: Path) -> None:
+    code, shown = run(shapes, tmp_path, "--seeds", "2", "--plugin", DYT)
+    assert code == 0, shown
+    assert "[6/6]" in shown
+    report = (tmp_path / "study/report.md").read_text()
+    for words in ("baseline -> grr (primary)", "grr norm=dyt", "knowing nothing", "27.25"):
+        assert words in report
+    for name in ("effects.csv", "effects.png", "curves.png", "study.json"):
+        assert (tmp_path / "study" / name).stat().st_size > 100
+    check_mlflow(tmp_path, trials=6)
+    results = {p: p.read_text() for p in (tmp_path / "study/trials").glob("*/result.json")}
+    code, again = run(shapes, tmp_path, "--seeds", "3", "--plugin", DYT)
+    assert code == 0, again
+    assert "6 of 9 trials are already in the ledger" in again
+    assert all(path.read_text() == text for path, text in results.items())
+    check_mlflow(tmp_path, trials=9)
+
+
+def check_mlflow(tmp_path: Path, trials: int) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("coca-blocks")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    (parent,) = (r for r in runs if r.data.tags["ablate.role"] == "study")
+    children = [r for r in runs if r.data.tags["ablate.role"] == "trial"]
+    assert len(children) == trials
+    assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")} == {
+        f"report/{n}" for n in ("report.md", "effects.csv", "effects.png", "curves.png")
+    }
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.tags["block.image.norm"] == child.data.params["image.norm"]
+        assert child.data.metrics["test/coca"] > 0
+        curve = client.get_metric_history(child.info.run_id, "train/loss")
+        assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+    assert any(name.startswith("effect/baseline to grr/") for name in parent.data.metrics)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on(shapes: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ablate.run", *arguments(shapes, tmp_path, "--seeds", "2",
+               "--set", "image.size=64")]  # fmt: skip
+    command = [a.replace("steps=6", "steps=600") for a in command if "image.size=32" not in a]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    wait_for(tmp_path, "study/trials/*/checkpoint.pt")
+    running.send_signal(signal.SIGINT)
+    shown, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, shown
+    assert "the same command goes on from here" in shown
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_curves_have_no_gap(tmp_path)
+
+
+def wait_for(tmp_path: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} appeared"
+        time.sleep(0.1)
+
+
+def check_curves_have_no_gap(tmp_path: Path) -> None:
+    for path in (tmp_path / "study/trials").glob("*/curve.jsonl"):
+        steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+        assert steps == list(range(12, 601, 12))
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_is_named_and_the_others_finish(shapes: str, tmp_path: Path) -> None:
+    plugin = tmp_path / "explode.py"
+    plugin.write_text(
+        Path(DYT).read_text().replace('"dyt"', '"explode"')
+        .replace("torch.tanh(self.alpha * x)", "torch.tanh(self.alpha * x) / 0")
+    )  # fmt: skip
+    code, shown = run(shapes, tmp_path, "--seeds", "1", "--plugin", str(plugin))
+    assert code == 1, shown
+    assert "grr norm=explode seed 0: FAILED: ablate.train.DivergedError: loss nan" in shown
+    assert "1 trials failed" in shown
+    assert "No result for grr norm=explode seed 0" in (tmp_path / "study/report.md").read_text()
+
+
+@pytest.mark.ray
+def test_mlflow_out_of_reach_does_not_stop_a_study(shapes: str, tmp_path: Path) -> None:
+    blocked = tmp_path / "nowhere"
+    blocked.write_text("a file where a folder should be")
+    store = f"sqlite:///{blocked}/mlflow.db"
+    code, shown = run(shapes, tmp_path, "--seeds", "1", "--mlflow", store)
+    assert code == 0, shown
+    assert shown.count("does not answer") == 1
+    assert (tmp_path / "study/report.md").exists()
+    code, shown = run(shapes, tmp_path, "--seeds", "1")
+    assert code == 0, shown
+    check_mlflow(tmp_path, trials=2)
+
+
+def test_plan_prints_and_writes_nothing(
+    shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(shapes, tmp_path, grid="swaps"), "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "5 cells x 3 seeds = 15 trials" in shown
+    assert not (tmp_path / "study").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--grid", "ful"], "no grid named 'ful'; did you mean 'full'"),
+    (["--size", "big"], "no size named 'big'"),
+    (["--set", "stpes=3"], "no field named 'stpes'; did you mean 'steps'"),
+    (["--set", "image.norm=rmsnrm"], "no norm named 'rmsnrm'; did you mean 'rmsnorm'"),
+    (["--set", "image.position=rope(thta=1.0)"], "no option named 'thta'; did you mean 'theta'"),
+    (["--set", "lr"], "write FIELD=VALUE"),
+    (["--set", "lr=fast"], "lr='fast' is str, must be float"),
+    (["--plugin", "nowhere.py"], "plugin file '.*nowhere.py' does not exist"),
+    (["--set", "clip=1", "--set", "clip=2"], "given twice"),
+    (["--gpus-per-trial", "99"], r"this machine has \d+ GPUs"),
+])  # fmt: skip
+def test_mistakes_exit_with_2_and_write_nothing(
+    more: list[str], message: str, shapes: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert main([*arguments(shapes, tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not (tmp_path / "study").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("name", ["missing.tar", "corrupt.tar", "empty.tar.gz"])
+def test_bad_data_exits_with_2(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name != "missing.tar":
+        (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"noise" * 999)
+    assert main(arguments(f"webdataset:{tmp_path / name}", tmp_path)) == 2
+    assert re_search(name, capsys.readouterr().err)
+    assert not (tmp_path / "study").exists()
+
+
+def re_search(name: str, text: str) -> bool:
+    return name in text and ("is corrupt" in text or "no file matches" in text)
+
+
+def test_a_study_in_use_names_its_owner(
+    shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ablate.ledger import Ledger
+
+    with Ledger(tmp_path / "study").locked():
+        assert main(arguments(shapes, tmp_path)) == 2
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_settings_are_literals_or_text() -> None:
+    given = ["a=1", "b=1e-3", "c=rope(theta=2.0)", "d=embedded:icons", "e=x=y"]
+    assert parse_settings(given) == {
+        "a": 1, "b": 0.001, "c": "rope(theta=2.0)", "d": "embedded:icons", "e": "x=y",
+    }  # fmt: skip
+    with pytest.raises(UsageError):
+        parse_settings(["=3"])

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from samples import small
+
+from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.evaluate import recalls, references
+from ablate.recipe import Recipe, from_dict, with_fields
+from ablate.train import DivergedError, Training, adamw, autocast, read_curve, run_trial, schedule
+from ablate.trial import Trial, make_trial, to_dict
+from ablate.trial import from_dict as trial_from_dict
+from assemblies import CoCa, CoCaConfig
+from blocks import UsageError, default_registry
+
+REGISTRY = default_registry()
+
+
+def trial(shapes: str, seed: int = 0, cell: CoCaConfig | None = None, **changes: object) -> Trial:
+    recipe = with_fields(
+        Recipe(), {"data": shapes, "steps": 12, "batch": 16, "evaluate": 3,
+                   "evaluation_batch": 16, "lr": 0.003, **changes}
+    )  # fmt: skip
+    cell = cell or small()
+    pairs = open_pairs(shapes, cell.image.size)
+    return make_trial("cell", cell, recipe, seed, pairs.fingerprint, REGISTRY)
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_curve(path)]
+
+
+def finish(job: Trial, directory: Path) -> dict[str, float]:
+    *_, last = run_trial(job, directory, REGISTRY)
+    return {k: v for k, v in last.items() if k != "train_seconds"}
+
+
+def test_training_learns_and_writes_its_result(shapes: str, tmp_path: Path) -> None:
+    job = trial(shapes, steps=40)
+    last = finish(job, tmp_path)
+    lines = curve(tmp_path / "curve.jsonl")
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"] - 1
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["key"] == job.key
+    assert record["metrics"]["test/coca"] == last["test/coca"]
+    assert last["test/coca"] == pytest.approx(last["test/contrastive"] + 2 * last["test/caption"])
+    assert last["test/perplexity"] == pytest.approx(math.exp(last["test/caption"]))
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "model.safetensors").exists()
+
+
+def test_the_same_seed_twice_gives_bit_identical_losses(shapes: str, tmp_path: Path) -> None:
+    cell = small(dropout=0.1)
+    first = finish(trial(shapes, cell=cell), tmp_path / "a")
+    torch.randn(100)
+    second = finish(trial(shapes, cell=cell), tmp_path / "b")
+    assert first == second
+    assert curve(tmp_path / "a/curve.jsonl") == curve(tmp_path / "b/curve.jsonl")
+    assert finish(trial(shapes, seed=1, cell=cell), tmp_path / "c") != first
+
+
+@pytest.mark.parametrize("killed_after", [1, 5, 9, 12])
+def test_a_killed_trial_goes_on_bit_identically(
+    shapes: str, tmp_path: Path, killed_after: int
+) -> None:
+    job = trial(shapes, cell=small(dropout=0.1))
+    expected = finish(job, tmp_path / "whole")
+    running = run_trial(job, tmp_path / "cut", REGISTRY)
+    for _ in itertools.islice(running, killed_after):
+        pass  # the process dies here
+    running.close()
+    with (tmp_path / "cut/curve.jsonl").open("a") as file:
+        file.write('{"step": 99, "tra')  # in the middle of a line
+    assert finish(job, tmp_path / "cut") == expected
+    assert curve(tmp_path / "cut/curve.jsonl") == curve(tmp_path / "whole/curve.jsonl")
+
+
+def test_a_finished_trial_is_not_trained_again(shapes: str, tmp_path: Path) -> None:
+    job = trial(shapes)
+    first = finish(job, tmp_path)
+    assert len(list(run_trial(job, tmp_path, REGISTRY))) == 1
+    assert finish(job, tmp_path) == first
+
+
+def test_two_cells_see_the_same_batches(shapes: str) -> None:
+    grr, baseline = (Training(trial(shapes, cell=small(n)), REGISTRY) for n in ("grr", "baseline"))
+    for step in (0, 7, 30):
+        for a, b in zip(grr.batches[step], baseline.batches[step], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_accumulated_caption_gradients_equal_the_large_batch(shapes: str) -> None:
+    gradients = []
+    for accumulate in (1, 4):
+        training = Training(trial(shapes, accumulate=accumulate, contrastive_weight=0.0), REGISTRY)
+        training.backward(training.batches[0])
+        gradients.append({n: p.grad.clone() for n, p in training.model.named_parameters()
+                          if p.grad is not None})  # fmt: skip
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, atol=1e-5, rtol=1e-4)
+
+
+def test_the_temperature_is_bounded(shapes: str) -> None:
+    training = Training(trial(shapes, max_scale=5.0), REGISTRY)
+    metrics = training.step()
+    assert metrics["scale"] == pytest.approx(5.0)
+
+
+def test_divergence_is_an_error_that_says_where(shapes: str, tmp_path: Path) -> None:
+    job = trial(shapes)
+    training = Training(job, REGISTRY)
+    with torch.no_grad():
+        training.model.image_projection.weight.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="at step 0"):
+        training.step()
+
+
+def test_only_matrices_decay() -> None:
+    model = CoCa(small())
+    decayed, others = adamw(model, Recipe()).param_groups
+    assert decayed["weight_decay"] == Recipe().weight_decay
+    assert others["weight_decay"] == 0
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert all(p.ndim < 2 for p in others["params"])
+    both = sum(len(group["params"]) for group in (decayed, others))
+    assert both == len(list(model.parameters()))
+
+
+def test_schedule_warms_up_and_falls_to_zero() -> None:
+    recipe = Recipe(steps=100, warmup=0.1)
+    factors = [schedule(step, recipe) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.001
+
+
+@pytest.mark.parametrize(("precision", "device", "enabled"), [
+    ("auto", "cpu", False), ("auto", "cuda", True), ("fp32", "cpu", False), ("bf16", "cpu", True),
+])  # fmt: skip
+def test_precision_follows_the_device(precision: str, device: str, enabled: bool) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch warns about CUDA autocast where there is none")
+    assert autocast(precision, torch.device(device))._enabled is enabled
+
+
+def test_bf16_trains_close_to_fp32(shapes: str) -> None:
+    losses = [
+        Training(trial(shapes, precision=precision), REGISTRY).step()["loss"]
+        for precision in ("fp32", "bf16")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+def test_recall_counts_any_pair_of_the_group() -> None:
+    images = torch.eye(4)
+    texts = torch.eye(4)[[1, 0, 2, 3]]  # captions 0 and 1 are swapped
+    different = recalls(images, texts, torch.arange(4))
+    assert different["image_to_text_recall@1"] == 0.5
+    assert different["text_to_image_recall@1"] == 0.5
+    assert different["image_to_text_recall@5"] == 1.0
+    same = recalls(images, texts, torch.tensor([0, 0, 1, 2]))
+    assert same["image_to_text_recall@1"] == 1.0
+
+
+def test_references_are_what_knowing_nothing_gives(shapes: str) -> None:
+    pairs = open_pairs(shapes, 32)
+    tokenizer = open_tokenizer(pairs, 400)
+    train, test = (encode_split(pairs, s, tokenizer, 24) for s in ("train", "test"))
+    known = references(train, test, Recipe(evaluation_batch=10))
+    assert known["contrastive"] == pytest.approx(math.log(10))
+    assert 1 < known["perplexity"] < tokenizer.get_vocab_size()
+
+
+def test_keys_change_with_everything_that_matters(shapes: str) -> None:
+    base = trial(shapes)
+    others = [trial(shapes, seed=1), trial(shapes, lr=0.001), trial(shapes, cell=small("baseline"))]
+    assert len({base.key, *(other.key for other in others)}) == 4
+    assert trial(shapes).key == base.key
+    assert trial_from_dict(json.loads(json.dumps(to_dict(base)))) == base
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"stepz": 1}, "no field of a recipe named 'stepz'; did you mean 'steps'"),
+    ({"steps": 1.5}, "steps=1.5 is float, must be int"),
+    ({"steps": 0}, "steps must be at least 1, got 0"),
+    ({"lr": -1}, "lr must be above 0, got -1"),
+    ({"lr": math.nan}, "lr must be above 0, got nan"),
+    ({"batch": 10, "accumulate": 3}, r"batch \(10\) must be a multiple of accumulate \(3\)"),
+    ({"precision": "fp8"}, "no precision named 'fp8'"),
+    ({"crop": 0.0}, "crop must be above 0 and at most 1"),
+])  # fmt: skip
+def test_bad_recipes_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        with_fields(Recipe(), changes)
+
+
+def test_recipe_round_trip() -> None:
+    recipe = Recipe(lr=0.01, data="embedded:icons")
+    assert from_dict(dataclasses.asdict(recipe)) == recipe

@@ -1,0 +1,72 @@
+"""Small samples for tests: drawn images with captions, tar shards, and a cell of milliseconds."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from assemblies import CoCaConfig, preset, with_field
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
+SHAPES = ("square", "bar", "dot", "frame")
+
+Member = tuple[str, bytes]
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def draw(colour: str, shape: str, place: int) -> bytes:
+    pixels = np.full((32, 32, 3), 255, dtype=np.uint8)
+    x, y = 4 + 2 * (place % 5), 4 + 2 * (place // 5 % 5)
+    height, width = {"square": (12, 12), "bar": (5, 18), "dot": (5, 5), "frame": (14, 14)}[shape]
+    pixels[y : y + height, x : x + width] = COLOURS[colour]
+    if shape == "frame":
+        pixels[y + 3 : y + height - 3, x + 3 : x + width - 3] = 255
+    return png(pixels)
+
+
+def shapes_rows(count: int = 200) -> list[Member]:
+    members: list[Member] = []
+    for i in range(count):
+        colour, shape = list(COLOURS)[i % 3], SHAPES[i // 3 % 4]
+        caption = f"a {colour} {shape} number {i}"
+        split = "val" if i % 10 == 8 else "test" if i % 10 == 9 else "train"
+        facts = {"caption": caption, "captions": [caption, f"{colour} {shape} {i}"], "split": split}
+        members.append((f"{i:06d}.png", draw(colour, shape, i)))
+        members.append((f"{i:06d}.json", json.dumps(facts).encode()))
+    return members
+
+
+def write_shard(path: Path, members: Iterable[Member], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+SMALL = {
+    "image.size": 32, "image.patch": 8, "image.depth": 1, "image.width": 32, "image.heads": 2,
+    "image.pooling": "cascade(queries=4)", "text.depth": 1, "text.heads": 2,
+    "multimodal.depth": 1, "multimodal.heads": 2, "width": 32, "embedding": 32,
+    "vocabulary": 400, "context": 24,
+}  # fmt: skip
+
+
+def small(name: str = "grr", **changes: object) -> CoCaConfig:
+    """Return a preset shrunk until a test takes milliseconds."""
+    cell = preset(name)
+    for path, value in {**SMALL, **changes}.items():
+        cell = with_field(cell, path, value)
+    return cell
