@@ -38,7 +38,7 @@ class Recipe:
     """
 
     data: str = "embedded:pictures"
-    steps: int = 270
+    steps: int = 240
     batch: int = 64
     accumulate: int = 1
     lr: float = 4e-3

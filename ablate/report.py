@@ -110,17 +110,15 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     main = {e.metric: e for e in found if e.contrast == primary}
     if not main or not main["coca"].seeds:
         return "No contrast is complete yet."
-    words = [
-        f"{METRICS[m]} {e.estimate:+.2f}% [{e.low:+.2f}, {e.high:+.2f}] ({e.verdict})"
-        for m, e in main.items()
-    ]
+    words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items()]
     seeds = len(main["coca"].seeds)
     sentences = [
-        f"{primary}: improvement in {'; '.join(words)}, over {seeds} paired seeds.",
+        f"{primary}: improvement in {', '.join(words)}, over {seeds} paired "
+        f"seed{'s' if seeds > 1 else ''}.",
         _which_helped([e for e in found if e.metric == "coca" and e.contrast != primary]),
-        f"With {seeds} seeds the smallest p that any contrast can reach is {smallest_p(seeds):.3g}"
-        + (", so nothing here can be called significant at 0.05." if smallest_p(seeds) > 0.05
-           else "."),
+        f"The smallest p that {seeds} seed{'s' if seeds > 1 else ''} can reach is "
+        f"{smallest_p(seeds):.3g}" + (", so nothing here can be called significant at 0.05."
+                                      if smallest_p(seeds) > 0.05 else "."),
     ]  # fmt: skip
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -138,7 +136,7 @@ def _which_helped(found: Sequence[Effect]) -> str:
     named = ", ".join(f"{e.contrast} {e.estimate:+.2f}% ({e.verdict})" for e in clear)
     return (
         f"In CoCa loss the largest gain of a single swap is that of {best.contrast} "
-        f"({best.estimate:+.2f}% [{best.low:+.2f}, {best.high:+.2f}]); "
+        f"({_percent(best)}); "
         f"intervals that exclude zero: {named or 'none'}."
     )
 
@@ -167,11 +165,14 @@ def _effect_table(plan: Plan, found: Sequence[Effect]) -> Table:
 def _cell_of(effect: Effect) -> str:
     if not effect.seeds:
         return "no pair"
-    if not math.isfinite(effect.low):
-        return f"{effect.estimate:+.2f}"
-    return (
-        f"{effect.estimate:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}] p={effect.p_adjusted:.2g}"
-    )
+    p = f" p={effect.p_adjusted:.2g}" if math.isfinite(effect.low) else ""
+    return _percent(effect).replace("%", "") + p
+
+
+def _percent(effect: Effect) -> str:
+    """Return an estimate with its interval, where more than one seed gives it one."""
+    interval = f" [{effect.low:+.2f}, {effect.high:+.2f}]" if math.isfinite(effect.low) else ""
+    return f"{effect.estimate:+.2f}%{interval}"
 
 
 def _cell_table(plan: Plan, ledger: Ledger) -> Table:

@@ -102,9 +102,10 @@ class Tracker:
 
     def _open(self) -> None:
         os.environ.update({k: v for k, v in MLFLOW_ENVIRONMENT.items() if k not in os.environ})
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+            logging.getLogger(name).setLevel(logging.ERROR)
 
         client = MlflowClient(tracking_uri=self.uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
