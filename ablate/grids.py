@@ -9,7 +9,7 @@ from dataclasses import replace
 from ablate.grid import Contrast, Grid, each, merge, product
 from assemblies import CoCaConfig, preset
 from assemblies.presets import GRR, ORIGINAL
-from blocks import BlockSpec, Registry
+from blocks import Registry
 from blocks.errors import unknown
 
 Change = Callable[[CoCaConfig], CoCaConfig]
@@ -68,14 +68,8 @@ def plugin_cells(grr: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
     """Return one swap from grr's image tower per block, and per swept option, of every plugin."""
     axes: dict[str, list[str]] = {}
     for spec in registry.third_party():
-        axes.setdefault(f"image.{spec.kind}", []).extend(spellings(spec))
+        axes.setdefault(f"image.{spec.kind}", []).extend(spec.spellings())
     return {name_swap(path): cell for path, cell in each(grr, axes).items()}
-
-
-def spellings(spec: BlockSpec) -> list[str]:
-    """Return the block with its defaults, then with each swept value in turn."""
-    swept = [spec.spell({option: value}) for option in spec.sweep for value in spec.sweep[option]]
-    return list(dict.fromkeys([spec.spell({}), *swept]))
 
 
 def name_swap(path_and_value: str) -> str:
@@ -115,7 +109,7 @@ def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
         current = getattr(cells["grr"].image, kind)
         name = registry.get(kind, current).name
         options = [
-            s for block in registry.names(kind) for s in spellings(registry.get(kind, block))
+            s for block in registry.names(kind) for s in registry.get(kind, block).spellings()
         ]
         axes[f"image.{kind}"] = [s for s in options if s not in (current, name)]
     swaps = {name_swap(path): cell for path, cell in each(cells["grr"], axes).items()}

@@ -30,6 +30,7 @@ from ablate.trial import Trial
 from assemblies import CoCa, captioning_loss, contrastive_loss
 from assemblies.construct import stream_seed
 from blocks import Registry
+from blocks.auxiliary import collect_auxiliary_losses
 
 CURVE_POINTS = 50
 CHECKPOINT_SECONDS = 60.0
@@ -144,21 +145,31 @@ class Training:
         The caption loss weighs all tokens of the batch alike, so it does not depend on the number
         of parts; contrastive negatives come from within a part.
         """
-        recipe, parts = self.recipe, self.recipe.accumulate
+        parts = self.recipe.accumulate
         predicted = batch.lengths.sum() - len(batch.lengths)
-        totals = torch.zeros(3, device=self.device)
+        totals: dict[str, Tensor] = {}
         for pieces in zip(*(t.chunk(parts) for t in batch), strict=True):
-            part = Batch(*pieces)
-            with self.autocast:
-                out = self.model(part.images, part.tokens, part.lengths)
-                head = self.model.multimodal.head.weight
-                caption = captioning_loss(out.states, head, part.tokens, part.lengths)
-            contrastive = contrastive_loss(out.image, out.text, out.scale, part.groups) / parts
-            caption = caption * ((part.lengths.sum() - len(part.lengths)) / predicted)
-            loss = recipe.contrastive_weight * contrastive + recipe.caption_weight * caption
-            torch.autograd.backward(loss)
-            totals += torch.stack([contrastive, caption, loss]).detach()
-        return dict(zip(("contrastive", "caption", "loss"), totals.tolist(), strict=True))
+            losses = self.losses(Batch(*pieces), parts, predicted)
+            torch.autograd.backward(losses["loss"])
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+        return {name: float(total) for name, total in totals.items()}
+
+    def losses(self, part: Batch, parts: int, predicted: Tensor) -> dict[str, Tensor]:
+        """Return a part's share of the batch's losses, of which ``loss`` is the weighted sum."""
+        recipe = self.recipe
+        with self.autocast:
+            out = self.model(part.images, part.tokens, part.lengths)
+            head = self.model.multimodal.head.weight
+            caption = captioning_loss(out.states, head, part.tokens, part.lengths)
+        contrastive = contrastive_loss(out.image, out.text, out.scale, part.groups) / parts
+        caption = caption * ((part.lengths.sum() - len(part.lengths)) / predicted)
+        loss = recipe.contrastive_weight * contrastive + recipe.caption_weight * caption
+        found = {"contrastive": contrastive, "caption": caption}
+        for name, value in collect_auxiliary_losses(self.model).items():
+            found[f"auxiliary/{name}"] = value / parts
+            loss = loss + found[f"auxiliary/{name}"]
+        return {**found, "loss": loss}
 
     def look(self) -> Metrics:
         """Evaluate on the validation split and remember the model if it is the best so far."""

@@ -13,7 +13,7 @@ from assemblies.config import CoCaConfig, normalise
 from assemblies.construct import Builder
 from assemblies.towers import ImageTower, MultimodalTower, TextTower
 from blocks import Registry, default_registry
-from blocks.linear import linear
+from blocks.projections import linear
 
 
 class CoCaOutput(NamedTuple):

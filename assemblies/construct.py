@@ -63,7 +63,7 @@ def matched_hidden(registry: Registry, spelling: str, site: Site, ratio: float) 
     Raises `Unsupported` when parameters do not grow with the width.
     """
     reference = round(site.dim * ratio)
-    if spelling == "mlp":
+    if registry.get("ffn", spelling).name == "mlp":
         return reference
     anonymous = replace(site, path="", layer=0, hidden=0)  # one answer for all layers of a tower
     target = _ffn_parameters(registry, "mlp", anonymous, reference)

@@ -13,7 +13,7 @@ from assemblies.config import CoCaConfig, TowerConfig
 from assemblies.construct import Builder
 from assemblies.layer import Layer, Residual, needs_final_norm
 from blocks import Pooled, Positions, Site
-from blocks.linear import linear
+from blocks.projections import linear
 
 
 class Stack(nn.Module):

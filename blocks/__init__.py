@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from blocks.errors import Unsupported, UsageError
 from blocks.hookspecs import hookimpl
+from blocks.kernels import attend
 from blocks.pooling import Pooled
 from blocks.positions import Positions
+from blocks.projections import linear
 from blocks.registry import Registry, default_registry, load_registry
 from blocks.site import Site
 from blocks.spec import KINDS, BlockSpec, Kind, parse
@@ -24,8 +26,10 @@ __all__ = [
     "Site",
     "Unsupported",
     "UsageError",
+    "attend",
     "default_registry",
     "hookimpl",
+    "linear",
     "load_registry",
     "parse",
 ]

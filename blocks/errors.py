@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -20,3 +21,18 @@ def unknown(what: str, got: str, known: Iterable[str]) -> UsageError:
     near = difflib.get_close_matches(got, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UsageError(f"no {what} named {got!r}{hint} (known: {', '.join(names) or 'none'})")
+
+
+def require_positive(name: str, value: float) -> float:
+    """Return a block's option if it is a finite number above 0, else refuse it."""
+    if not 0 < value < math.inf:
+        raise Unsupported(f"{name} must be above 0, got {value}")
+    return value
+
+
+def choose(name: str, value: str, allowed: Iterable[str]) -> str:
+    """Return a block's option if it is one of those allowed, else refuse it with the near miss."""
+    choices = list(allowed)
+    if value not in choices:
+        raise Unsupported(str(unknown(name, value, choices)))
+    return value

@@ -7,11 +7,30 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks.errors import Unsupported
+from blocks.errors import Unsupported, choose
 from blocks.hookspecs import hookimpl
-from blocks.linear import linear
+from blocks.projections import linear
 from blocks.site import Site
 from blocks.spec import BlockSpec
+
+
+def identity(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """Return max(x, 0)^2."""
+    return F.relu(x).square()
+
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "relu2": squared_relu,
+}
 
 
 def require_hidden(site: Site) -> int:
@@ -22,24 +41,28 @@ def require_hidden(site: Site) -> int:
 
 
 class Mlp(nn.Module):
-    """Two linear maps with GELU between them, as in ViT (arXiv 2010.11929)."""
+    """Two linear maps with an activation between them, as in ViT (arXiv 2010.11929).
 
-    def __init__(self, site: Site, *, bias: bool = True) -> None:
+    ``activation`` is gelu, relu, silu or relu2, the squared rectifier (arXiv 2109.08668).
+    """
+
+    def __init__(self, site: Site, *, activation: str = "gelu", bias: bool = True) -> None:
         super().__init__()
         hidden = require_hidden(site)
+        self.activation = ACTIVATIONS[choose("activation", activation, ACTIVATIONS)]
         self.enter = linear(site.dim, hidden, bias=bias)
         self.leave = linear(hidden, site.dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [b n d] -> [b n d]."""
-        out: Tensor = self.leave(F.gelu(self.enter(x)))
+        out: Tensor = self.leave(self.activation(self.enter(x)))
         return out
 
 
 class GatedFfn(nn.Module):
     """A linear map gated by an activated one: (act(x W) * x V) W2 (arXiv 2002.05202)."""
 
-    activation: Callable[[Tensor], Tensor]
+    activation: Activation
 
     def __init__(self, site: Site, *, bias: bool = False) -> None:
         super().__init__()
@@ -66,6 +89,18 @@ class SwiGLU(GatedFfn):
     activation = staticmethod(F.silu)
 
 
+class ReGLU(GatedFfn):
+    """Gated FFN whose gate is a rectifier (arXiv 2002.05202)."""
+
+    activation = staticmethod(F.relu)
+
+
+class Bilinear(GatedFfn):
+    """Gated FFN whose gate is linear: a product of two linear maps (arXiv 2002.05202)."""
+
+    activation = staticmethod(identity)
+
+
 @hookimpl
 def register_blocks() -> list[BlockSpec]:
     """Offer the built-in FFNs."""
@@ -74,8 +109,9 @@ def register_blocks() -> list[BlockSpec]:
             kind="ffn",
             name="mlp",
             factory=Mlp,
-            summary="linear, GELU, linear",
+            summary="linear, activation, linear",
             source="arXiv:2010.11929",
+            sweep={"activation": ("relu", "silu", "relu2")},
         ),
         BlockSpec(
             kind="ffn",
@@ -89,6 +125,20 @@ def register_blocks() -> list[BlockSpec]:
             name="swiglu",
             factory=SwiGLU,
             summary="gated by a SiLU",
+            source="arXiv:2002.05202",
+        ),
+        BlockSpec(
+            kind="ffn",
+            name="reglu",
+            factory=ReGLU,
+            summary="gated by a ReLU",
+            source="arXiv:2002.05202",
+        ),
+        BlockSpec(
+            kind="ffn",
+            name="bilinear",
+            factory=Bilinear,
+            summary="gated without activation",
             source="arXiv:2002.05202",
         ),
     ]

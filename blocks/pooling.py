@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blocks.attention import MultiHeadAttention
 from blocks.errors import Unsupported
 from blocks.hookspecs import hookimpl
+from blocks.projections import linear
 from blocks.site import Site
 from blocks.spec import BlockSpec
 
@@ -57,6 +58,64 @@ class Cascade(nn.Module):
         return Pooled(tokens, self.contrastive(tokens)[:, 0])
 
 
+class Parallel(nn.Module):
+    """Captioning queries and one contrastive query, both on the image tokens (arXiv 2205.01917)."""
+
+    def __init__(self, site: Site, *, queries: int = 256) -> None:
+        super().__init__()
+        self.captioning = AttentionPooler(site, queries=queries)
+        self.contrastive = AttentionPooler(site, queries=1)
+
+    def forward(self, x: Tensor) -> Pooled:
+        """Map [b n c] to [b q d] and [b d]."""
+        return Pooled(self.captioning(x), self.contrastive(x)[:, 0])
+
+
+class Single(nn.Module):
+    """One pooler for both tasks: its first query contrasts, the others caption (open_clip)."""
+
+    def __init__(self, site: Site, *, queries: int = 256) -> None:
+        super().__init__()
+        if queries < 2:
+            raise Unsupported(f"a single pooler needs at least 2 queries, got {queries}")
+        self.pooler = AttentionPooler(site, queries=queries)
+
+    def forward(self, x: Tensor) -> Pooled:
+        """Map [b n c] to [b q-1 d] and [b d]."""
+        pooled = self.pooler(x)
+        return Pooled(pooled[:, 1:], pooled[:, 0])
+
+
+class Mean(nn.Module):
+    """No queries: all image tokens, projected, caption; their mean contrasts."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.project = linear(_context_width(site), site.dim)
+
+    def forward(self, x: Tensor) -> Pooled:
+        """Map [b n c] to [b n d] and [b d]."""
+        tokens = self.project(x)
+        return Pooled(tokens, tokens.mean(dim=1))
+
+
+class Last(nn.Module):
+    """No queries: all image tokens, projected, caption; the last one contrasts."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        self.project = linear(_context_width(site), site.dim)
+
+    def forward(self, x: Tensor) -> Pooled:
+        """Map [b n c] to [b n d] and [b d]."""
+        tokens = self.project(x)
+        return Pooled(tokens, tokens[:, -1])
+
+
+def _context_width(site: Site) -> int:
+    return site.dim if site.context_dim is None else site.context_dim
+
+
 @hookimpl
 def register_blocks() -> list[BlockSpec]:
     """Offer the built-in pooling."""
@@ -67,5 +126,33 @@ def register_blocks() -> list[BlockSpec]:
             factory=Cascade,
             summary="captioning queries, then one contrastive query on them",
             source="arXiv:2205.01917",
+        ),
+        BlockSpec(
+            kind="pooling",
+            name="parallel",
+            factory=Parallel,
+            summary="captioning queries and one contrastive query, side by side",
+            source="arXiv:2205.01917",
+        ),
+        BlockSpec(
+            kind="pooling",
+            name="single",
+            factory=Single,
+            summary="one pooler: its first query contrasts, the others caption",
+            source="open_clip",
+        ),
+        BlockSpec(
+            kind="pooling",
+            name="mean",
+            factory=Mean,
+            summary="all tokens caption, their mean contrasts",
+            source="arXiv:1312.4400",
+        ),
+        BlockSpec(
+            kind="pooling",
+            name="last",
+            factory=Last,
+            summary="all tokens caption, the last one contrasts",
+            source="coca-blocks",
         ),
     ]

@@ -27,7 +27,8 @@ class BlockSpec:
     """One block as a plugin offers it.
 
     ``factory(site, **options)`` builds it, ``source`` is the paper (arXiv id) or code it comes
-    from, and ``sweep`` names option values worth trying in a grid. A bad spec raises `UsageError`.
+    from, and ``sweep`` names option values worth trying in a grid. ``expected_failures`` gives the
+    reason why a check of `blocks.testing` does not hold. A bad spec raises `UsageError`.
     """
 
     kind: Kind
@@ -36,6 +37,7 @@ class BlockSpec:
     summary: str
     source: str
     sweep: Mapping[str, tuple[Option, ...]] = field(default_factory=dict)
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a spec that could only fail later, inside a grid."""
@@ -87,6 +89,11 @@ class BlockSpec:
         kept = {k: v for k, v in self.complete(given).items() if v != defaults[k]}
         inner = ", ".join(f"{k}={kept[k]!r}" for k in sorted(kept))
         return f"{self.name}({inner})" if inner else self.name
+
+    def spellings(self) -> list[str]:
+        """Return the block with its defaults, then with each swept value in turn."""
+        swept = [self.spell({option: v}) for option in self.sweep for v in self.sweep[option]]
+        return list(dict.fromkeys([self.spell({}), *swept]))
 
     def build(self, site: Site, given: Mapping[str, Option]) -> nn.Module:
         """Build the block for a site; `Unsupported` says why a site cannot be served."""

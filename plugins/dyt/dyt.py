@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from blocks import BlockSpec, Site, hookimpl
+from blocks import BlockSpec, Site, Unsupported, hookimpl
 
 
 class DynamicTanh(nn.Module):
@@ -13,13 +13,15 @@ class DynamicTanh(nn.Module):
 
     def __init__(self, site: Site, *, alpha: float = 0.5) -> None:
         super().__init__()
+        if not 0 < alpha < float("inf"):
+            raise Unsupported(f"alpha must be above 0, got {alpha}")
         self.alpha = nn.Parameter(torch.tensor(alpha))
         self.gain = nn.Parameter(torch.ones(site.dim))
         self.bias = nn.Parameter(torch.zeros(site.dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [b n d] -> [b n d]."""
-        return (torch.tanh(self.alpha * x) * self.gain + self.bias).to(x.dtype)
+        return (torch.tanh(self.alpha * x.float()) * self.gain + self.bias).to(x.dtype)
 
 
 @hookimpl

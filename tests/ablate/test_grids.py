@@ -104,7 +104,7 @@ def test_cells_that_cannot_be_built_are_skipped_with_the_reason() -> None:
     settings = {"data": "embedded:stamps", **SMALL, "image.width": 60, "image.heads": 10}
     plan = make_plan("paper", "nano", 1, settings, REGISTRY)
     assert list(plan.costs) == ["baseline"]
-    assert "rope on 2 axes needs a head width divisible by 4, got 6" in plan.skipped["grr"]
+    assert "rope on 2 axes needs a turned head width divisible by 4, got 6" in plan.skipped["grr"]
     assert plan.contrasts == ()
     assert "skipped grr: " in describe(plan)
 

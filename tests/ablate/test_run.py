@@ -111,7 +111,7 @@ def test_a_trial_that_fails_is_named_and_the_others_finish(shapes: str, tmp_path
     plugin = tmp_path / "explode.py"
     plugin.write_text(
         Path(DYT).read_text().replace('"dyt"', '"explode"')
-        .replace("torch.tanh(self.alpha * x)", "torch.tanh(self.alpha * x) / 0")
+        .replace("torch.tanh(self.alpha * x.float())", "torch.tanh(self.alpha * x.float()) / 0")
     )  # fmt: skip
     code, shown = run(shapes, tmp_path, "--seeds", "1", "--plugin", str(plugin))
     assert code == 1, shown

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blocks import Site, Unsupported, default_registry
-from blocks.attention import attend, load_xformers, scores_mask
+from blocks.kernels import attend, flex_attend, load_xformers, scores_mask, xformers_mask
 
 
 def qkv(n: int = 6, m: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,15 +58,8 @@ def test_cross_attention_reads_a_context_of_another_width() -> None:
 
 
 def test_xformers_is_refused_without_cuda_and_says_why() -> None:
-    with pytest.raises(Unsupported, match="needs CUDA, got cpu; use sdpa"):
+    with pytest.raises(Unsupported, match="needs CUDA, got cpu; use sdpa or auto"):
         attend(*qkv(), causal=False, backend="xformers")
-
-
-def test_xformers_causal_mask_is_ours() -> None:
-    pytest.importorskip("xformers")
-    mask = load_xformers().LowerTriangularMask().materialize((5, 5))
-    ours = scores_mask(torch.zeros(1, 1, 5, 8), 5, causal=True, bias=None)
-    torch.testing.assert_close(mask, ours)
 
 
 @pytest.mark.gpu
@@ -80,8 +73,81 @@ def test_xformers_equals_the_reference_on_cuda(causal: bool) -> None:
 
 @pytest.mark.parametrize(("spelling", "heads", "message"), [
     ("mha", 5, "must be divisible by the 5 heads"),
-    ("mha(backend='fast')", 4, "no attention backend 'fast'"),
+    ("mha(backend='fast')", 4, "no attention backend named 'fast'"),
 ])  # fmt: skip
 def test_bad_attention_is_refused(spelling: str, heads: int, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         default_registry().build("attention", spelling, Site(dim=24, heads=heads))
+
+
+def test_flex_is_refused_without_cuda_and_its_formula_is_ours() -> None:
+    with pytest.raises(Unsupported, match="'flex' needs CUDA"):
+        attend(*qkv(), causal=False, backend="flex")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_flex_without_compiling_equals_the_reference(causal: bool, with_bias: bool) -> None:
+    q, k, v = qkv(4, 6)
+    bias = torch.randn(3, 4, 6) if with_bias else None
+    expected = attend(q, k, v, causal=causal, bias=bias, backend="reference")
+    got = flex_attend(q, k, v, causal=causal, bias=bias)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_xformers_masks_are_ours(n: int) -> None:
+    pytest.importorskip("xformers")
+    ops, q, bias = load_xformers(), torch.zeros(2, 3, n, 8), torch.randn(3, n, 6)
+    ours = scores_mask(q, 6, causal=True, bias=None)
+    theirs = xformers_mask(ops, q, 6, causal=True, bias=None).materialize((n, 6))
+    torch.testing.assert_close(theirs, ours)
+    assert xformers_mask(ops, q, 6, causal=False, bias=None) is None
+    dense = xformers_mask(ops, q, 6, causal=True, bias=bias)
+    torch.testing.assert_close(dense[1], scores_mask(q, 6, causal=True, bias=bias))
+
+
+def build(spelling: str, **site: object) -> torch.nn.Module:
+    return default_registry().build(
+        "attention",
+        spelling,
+        Site(**{"dim": 24, "heads": 4, **site}),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_grouped_queries_equal_torchs(causal: bool) -> None:
+    ours, x = build("gqa(kv_heads=2)", causal=causal), torch.randn(2, 5, 24)
+    q = ours.query(x).view(2, 5, 4, 6).transpose(1, 2)
+    k, v = (t.reshape(2, 5, 2, 6).transpose(1, 2) for t in ours.key_value(x).chunk(2, -1))
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+    expected = ours.leave(y.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mqa_and_mha_are_the_ends_of_gqa() -> None:
+    x = torch.randn(2, 5, 24)
+    for name, kv_heads in (("mqa", 1), ("mha", 4)):
+        end, grouped = build(name), build(f"gqa(kv_heads={kv_heads})")
+        grouped.load_state_dict(end.state_dict())
+        torch.testing.assert_close(end(x), grouped(x))
+
+
+def test_qk_norm_makes_scores_independent_of_length() -> None:
+    block, x = build("mha(qk_norm=True, bias=False)"), torch.randn(2, 5, 24)
+    longer = build("mha(qk_norm=True, bias=False)")
+    longer.load_state_dict(block.state_dict())
+    with torch.no_grad():
+        longer.query.weight.mul_(7)
+    torch.testing.assert_close(longer(x), block(x), atol=1e-4, rtol=1e-4)
+
+
+def test_the_gate_is_a_sigmoid_of_the_input() -> None:
+    block, x = build("mha(gate=True)"), torch.randn(2, 5, 24)
+    with torch.no_grad():
+        block.gate.weight.zero_()
+    plain = build("mha")
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if "gate" not in k})
+    half = 0.5 * (plain(x) - plain.leave.bias) + plain.leave.bias
+    torch.testing.assert_close(block(x), half, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,10 @@ def test_json_is_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "position", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert {f["name"] for f in facts} == set(default_registry().names("position"))
-    assert next(f for f in facts if f["name"] == "rope")["options"] == {"theta": 10000.0}
+    assert next(f for f in facts if f["name"] == "rope")["options"] == {
+        "theta": 10000.0,
+        "fraction": 1.0,
+    }
 
 
 @pytest.mark.parametrize("name", ["rope", "position/rope"])

@@ -93,3 +93,54 @@ def test_added_positions_differ_everywhere_and_follow_the_offset(name: str) -> N
 def test_sites_that_cannot_be_served_say_why(spelling: str, site: dict[str, object]) -> None:
     with pytest.raises(Unsupported, match=r"divisible by \d, got|above 1, got 0.5"):
         build(spelling, **site)
+
+
+def test_rope_turns_a_fraction_and_leaves_the_rest() -> None:
+    q = torch.randn(1, 2, 5, 16)
+    half, _ = build("rope(fraction=0.5)", grid=(5,)).rotate(q, q)
+    assert torch.equal(half[..., 8:], q[..., 8:])
+    whole, _ = build("rope", grid=(5,), dim=16).rotate(q[..., :8], q[..., :8])
+    torch.testing.assert_close(half[..., :8], whole)
+
+
+def test_mixed_rope_depends_on_row_and_column_distance_only() -> None:
+    rope = build("rope_mixed", grid=(3, 4))
+    rows = torch.ones(1, 1, 12, 1)
+    q, k = torch.randn(2, 1, 16), torch.randn(2, 1, 16)
+    turned_q, turned_k = rope.rotate(rows * q, rows * k)
+    table = (turned_q @ turned_k.transpose(-1, -2))[0]  # [h n n]
+    for head in range(2):
+        torch.testing.assert_close(table[head, 0, 1], table[head, 5, 6], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(table[head, 0, 5], table[head, 6, 11], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(table[0, 0, 1], table[0, 0, 4], atol=1e-3)
+
+
+def test_alibi_is_the_papers_table_on_one_axis() -> None:
+    alibi = build("alibi", grid=(5,), heads=8, dim=32)
+    bias = alibi.bias(5, 5)
+    for head in range(8):
+        for i in range(5):
+            for j in range(i + 1):
+                assert bias[head, i, j].item() == pytest.approx(-(i - j) * 2 ** -(head + 1))
+    assert torch.equal(alibi.bias(1, 4), bias[:, 3:4, :4])
+
+
+def test_alibi_on_a_grid_is_the_distance_between_patches() -> None:
+    bias = build("alibi(steepness=1.0)", grid=(3, 4), heads=1).bias(12, 12)
+    assert bias[0, 0, 6].item() == pytest.approx(-0.5 * (1 + 4) ** 0.5)
+    assert torch.equal(bias, bias.transpose(1, 2))
+
+
+@pytest.mark.parametrize("grid", [(6,), (2, 3)])
+def test_relative_bias_has_one_number_per_head_and_offset(grid: tuple[int, ...]) -> None:
+    block = build("relative(std=1.0)", grid=grid)
+    bias = block.bias(6, 6)
+    places = torch.cartesian_prod(*(torch.arange(size) for size in grid)).reshape(6, -1)
+    seen: dict[tuple[int, ...], float] = {}
+    for i in range(6):
+        for j in range(6):
+            offset = tuple((places[i] - places[j]).tolist())
+            value = bias[0, i, j].item()
+            assert seen.setdefault(offset, value) == value
+    assert len(set(seen.values())) == len(seen) == block.table.shape[1]
+    torch.testing.assert_close(block.bias(2, 5), bias[:, 3:5, :5])
