@@ -9,7 +9,7 @@ from dataclasses import replace
 from ablate.grid import Contrast, Grid, each, merge, product
 from assemblies import CoCaConfig, preset
 from assemblies.presets import GRR, ORIGINAL
-from blocks import Registry
+from blocks import BlockSpec, Registry, parse
 from blocks.errors import unknown
 
 Change = Callable[[CoCaConfig], CoCaConfig]
@@ -68,8 +68,20 @@ def plugin_cells(grr: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
     """Return one swap from grr's image tower per block, and per swept option, of every plugin."""
     axes: dict[str, list[str]] = {}
     for spec in registry.third_party():
-        axes.setdefault(f"image.{spec.kind}", []).extend(spec.spellings())
+        axes.setdefault(f"image.{spec.kind}", []).extend(choices(spec, grr))
     return {name_swap(path): cell for path, cell in each(grr, axes).items()}
+
+
+def choices(spec: BlockSpec, grr: CoCaConfig) -> list[str]:
+    """Return the spellings of a block to swap in: its defaults, then each swept value.
+
+    A pooler keeps the number of queries that the size has, or the swap would change that as well.
+    """
+    current = parse(getattr(grr.image, spec.kind))[1]
+    if spec.kind != "pooling" or "queries" not in current or "queries" not in spec.options:
+        return spec.spellings()
+    options = [parse(spelling)[1] for spelling in spec.spellings()]
+    return [spec.spell({"queries": current["queries"], **given}) for given in options]
 
 
 def name_swap(path_and_value: str) -> str:
@@ -107,11 +119,10 @@ def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     axes: dict[str, list[str]] = {}
     for kind in ("norm", "ffn", "position", "attention", "pooling"):
         current = getattr(cells["grr"].image, kind)
-        name = registry.get(kind, current).name
         options = [
-            s for block in registry.names(kind) for s in registry.get(kind, block).spellings()
+            s for b in registry.names(kind) for s in choices(registry.get(kind, b), cells["grr"])
         ]
-        axes[f"image.{kind}"] = [s for s in options if s not in (current, name)]
+        axes[f"image.{kind}"] = [s for s in options if s != current]
     swaps = {name_swap(path): cell for path, cell in each(cells["grr"], axes).items()}
     return Grid(
         name="each",

@@ -21,6 +21,8 @@ from assemblies.config import flatten
 from blocks import Registry, Unsupported, UsageError
 from blocks.errors import unknown
 
+SHOWN = ("norm", "ffn", "position")  # blocks of the image tower that the plan's table has
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -112,9 +114,10 @@ def _cell_fields() -> list[str]:
 
 
 def _refuse_varied(grid: Grid, for_cell: Mapping[str, Any], registry: Registry) -> None:
-    """Refuse a setting that the grid itself varies: it would be ignored in some cells."""
+    """Refuse a setting that the grid itself varies: its reference cells would ignore it."""
+    references = {name: cell for name, cell in grid.cells.items() if name in ("baseline", "grr")}
     for path, value in for_cell.items():
-        for name, cell in grid.cells.items():
+        for name, cell in references.items():
             if normalise(with_field(cell, path, value), registry) != normalise(cell, registry):
                 raise UsageError(
                     f"{path} is what grid {grid.name!r} varies (cell {name!r}), so it cannot be set"
@@ -164,26 +167,34 @@ def describe(plan: Plan) -> str:
     recipe = plan.recipe
     reference = "baseline" if "baseline" in plan.costs else next(iter(plan.costs))
     base = plan.costs[reference]
-    lines = [
+    head = [
         f"grid {plan.grid.name}: {plan.grid.summary}",
         f"size {plan.size}, data {recipe.data}, {recipe.steps} steps of {recipe.batch} pairs, "
         f"{len(plan.costs)} cells x {plan.seeds} seeds = {len(plan.trials)} trials",
-        "",
-        f"{'cell':<28} {'image norm':<14} {'ffn':<10} {'position':<14} {'parameters':>12} "
-        f"{'vs ' + reference:>12} {'GFLOP/step':>11}",
     ]
+    rows = [["cell", *SHOWN, "parameters", f"vs {reference}", "GFLOP/step"]]
     for name, price in plan.costs.items():
         image = plan.grid.cells[name].image
         mismatch = 100 * (price.parameters / base.parameters - 1)
-        lines.append(
-            f"{name:<28} {image.norm:<14} {image.ffn:<10} {image.position:<14} "
-            f"{price.parameters:>12,} {mismatch:>+11.2f}% {price.step_flops / 1e9:>11.2f}"
-        )
-    lines += [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
-    lines += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
-    lines += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
-    lines += [
+        numbers = [f"{price.parameters:,}", f"{mismatch:+.2f}%", f"{price.step_flops / 1e9:,.2f}"]
+        rows.append([name, *(getattr(image, kind) for kind in SHOWN), *numbers])
+    foot = [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
+    foot += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
+    foot += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
+    foot += [
         "",
         f"with {plan.seeds} seeds no two-sided p can be below {smallest_p(plan.seeds):.3g}",
     ]
-    return "\n".join(lines)
+    return "\n".join([*head, "", *_align(rows), *foot])
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    """Return a table's lines, the numbers, which are its last three columns, to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            text.rjust(width) if i >= len(row) - 3 else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
