@@ -113,13 +113,15 @@ class Tracker:
         saved = (read_json(self.manifest) or {}).get(self.uri)
         if saved and saved["experiment"] == number and _exists(client, saved["parent"]):
             self.known = saved
-            client.set_terminated(saved["parent"], "RUNNING")
+            client.update_run(saved["parent"], status="RUNNING")
         else:
             self.known = {"experiment": number, "parent": "", "children": {}}
         self.client = client
         if not self.known["parent"]:
             self.known["parent"] = self._create_parent()
             self._remember()
+        for name in ("size", "seeds"):
+            client.set_tag(self.known["parent"], f"ablate.{name}", getattr(self.plan, name))
 
     def _create_experiment(self, client: Any) -> str:
         location = None
@@ -138,9 +140,6 @@ class Tracker:
             "mlflow.note.content": f"Grid {self.plan.grid.name}: {self.plan.grid.summary}.",
         }
         run = self.client.create_run(self.known["experiment"], tags=tags)
-        facts = {"grid": self.plan.grid.name, "size": self.plan.size, "seeds": self.plan.seeds}
-        recipe = {f"recipe.{k}": v for k, v in dataclasses.asdict(self.plan.recipe).items()}
-        self._log_params(run.info.run_id, {**facts, **recipe})
         return str(run.info.run_id)
 
     def _start(self, trial: Trial) -> None:
@@ -148,7 +147,7 @@ class Tracker:
         if child is None:
             self._create_child(trial)
         else:
-            self.client.set_terminated(child["run"], "RUNNING")
+            self.client.update_run(child["run"], status="RUNNING")
 
     def _create_child(self, trial: Trial) -> dict[str, Any]:
         blocks = {
@@ -219,7 +218,8 @@ class Tracker:
 
     def _close(self, effects: list[Effect], artifacts: list[Path], complete: bool) -> None:
         parent = self.known["parent"]
-        line: dict[str, Any] = {"step": 0}
+        done = sum(self.ledger.result(trial) is not None for trial in self.plan.trials)
+        line: dict[str, Any] = {"step": done}
         for effect in effects:
             if effect.seeds:
                 line[f"effect/{effect.contrast}/{effect.metric}"] = effect.estimate

@@ -134,7 +134,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     code = 0
     try:
-        registry = load_registry(options.plugin)
+        problems: list[UsageError] = []
+        registry = load_registry(options.plugin, problems=problems)
+        for problem in problems:  # the other plugins are there all the same
+            print(f"error: {problem}", file=sys.stderr)
+            code = 2
         if options.command == "list":
             chosen = [s for s in registry if options.kind in (None, s.kind)]
             facts: Any = [describe(registry, spec) for spec in chosen]

@@ -9,9 +9,10 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 from torch import nn
@@ -95,19 +96,33 @@ class Registry:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def load_registry(plugins: Iterable[str] = (), *, entry_points: bool = True) -> Registry:
-    """Collect built-in, installed and named blocks; ``plugins`` are files or module names."""
+def load_registry(
+    plugins: Iterable[str] = (),
+    *,
+    entry_points: bool = True,
+    problems: list[UsageError] | None = None,
+) -> Registry:
+    """Collect built-in, installed and named blocks; ``plugins`` are files or module names.
+
+    A plugin that cannot be loaded raises `UsageError`; with a list for ``problems`` the error is
+    put there instead, and the other plugins still load.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     for module in BUILTIN_MODULES:
         manager.register(module, name=module.__name__)
-    named = dict(_entry_points() if entry_points else ())
-    named |= {plugin: _import(plugin) for plugin in plugins}
-    for name, plugin in named.items():
-        if manager.is_registered(plugin):
-            continue  # named on the command line and installed as well: the same module
-        _register(manager, plugin, name)
-    return _collect(manager)
+    loaders: dict[str, Callable[[], object]] = dict(_installed() if entry_points else ())
+    loaders |= {plugin: functools.partial(_import, plugin) for plugin in plugins}
+    for name, load in loaders.items():
+        try:
+            plugin = load()
+            if not manager.is_registered(plugin):  # named on the command line and installed: once
+                _register(manager, plugin, name)
+        except UsageError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+    return _collect(manager, problems)
 
 
 @functools.lru_cache(maxsize=8)
@@ -128,7 +143,7 @@ def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
         raise UsageError(f"plugin {name!r}: put @hookimpl (from blocks) above register_blocks")
 
 
-def _collect(manager: pluggy.PluginManager) -> Registry:
+def _collect(manager: pluggy.PluginManager, problems: list[UsageError] | None) -> Registry:
     registry = Registry()
     builtin = {module.__name__ for module in BUILTIN_MODULES}
     implementations = manager.hook.register_blocks.get_hookimpls()
@@ -136,43 +151,66 @@ def _collect(manager: pluggy.PluginManager) -> Registry:
         implementations, key=lambda i: (i.plugin_name not in builtin, i.plugin_name)
     ):
         name = implementation.plugin_name
-        provider = BUILTIN if name in builtin else name
         try:
-            specs = implementation.function()
+            for spec in _specs_of(name, implementation.function):
+                registry.add(spec, BUILTIN if name in builtin else name)
         except UsageError as error:
-            raise UsageError(f"plugin {name!r}: {error}") from None
-        except Exception as error:
-            raise UsageError(f"plugin {name!r}: register_blocks failed: {error!r}") from error
-        for spec in specs if isinstance(specs, list | tuple) else [specs]:
-            if not isinstance(spec, BlockSpec):
-                raise UsageError(
-                    f"plugin {name!r}: register_blocks must return BlockSpecs, "
-                    f"got {type(spec).__name__}"
-                )
-            registry.add(spec, provider)
+            if problems is None:
+                raise
+            problems.append(error)
     return registry
 
 
-def _entry_points() -> Iterator[tuple[str, object]]:
-    """Load installed plugins ourselves: pluggy silently drops the second of two equal names."""
-    seen: dict[str, str] = {}
-    found = importlib.metadata.entry_points(group=hookspecs.PROJECT)
-    for point in sorted(found, key=lambda p: (p.name, p.value)):
-        distribution = point.dist.name if point.dist else "unknown"
-        if point.name in seen and seen[point.name] != distribution:
-            raise UsageError(
-                f"two installed plugins are named {point.name!r}: {seen[point.name]} and "
-                f"{distribution}; uninstall one"
-            )
-        if point.name in seen:
-            continue  # the same distribution twice on sys.path, as an editable install gives
-        seen[point.name] = distribution
-        try:
-            yield point.name, point.load()
-        except Exception as error:
-            raise UsageError(
-                f"installed plugin {point.name!r} (from {distribution}) does not import: {error!r}"
-            ) from error
+def _specs_of(name: str, function: Callable[[], Any]) -> list[BlockSpec]:
+    try:
+        specs = function()
+    except UsageError as error:
+        raise UsageError(f"plugin {name!r}: {error}") from None
+    except Exception as error:
+        raise UsageError(f"plugin {name!r}: register_blocks failed: {error!r}") from error
+    found = list(specs) if isinstance(specs, list | tuple) else [specs]
+    for spec in found:
+        if not isinstance(spec, BlockSpec):
+            kind = type(spec).__name__
+            raise UsageError(f"plugin {name!r}: register_blocks must return BlockSpecs, got {kind}")
+    return found
+
+
+def _installed() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Find installed plugins.
+
+    By ourselves: pluggy silently drops the second of two equal names, importlib.metadata the
+    second of two versions.
+    """
+    seen: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions():
+        for point in distribution.entry_points.select(group=hookspecs.PROJECT):
+            first = seen.setdefault(point.name, distribution)
+            _refuse_two(point.name, first, distribution)
+            if first is distribution:
+                yield point.name, functools.partial(_load_point, point, distribution.name)
+
+
+def _refuse_two(
+    name: str, first: importlib.metadata.Distribution, second: importlib.metadata.Distribution
+) -> None:
+    if first.name != second.name:
+        raise UsageError(
+            f"two installed plugins are named {name!r}: {first.name} and {second.name}; "
+            "uninstall one"
+        )
+    if first.version != second.version:
+        where = " and ".join(f"{d.version} in {d.locate_file('')}" for d in (first, second))
+        raise UsageError(f"two versions of plugin {name!r} are installed: {where}; uninstall one")
+
+
+def _load_point(point: importlib.metadata.EntryPoint, distribution: str) -> object:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(
+            f"installed plugin {point.name!r} (from {distribution}) does not import: {error!r}"
+        ) from error
 
 
 def _import(plugin: str) -> ModuleType:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from blocks import BlockSpec, Registry, Site, UsageError, default_registry, load_registry, parse
+from blocks.__main__ import main
 from blocks.norms import RMSNorm
 
 PLUGIN = """
@@ -147,3 +148,58 @@ def test_the_shipped_plugin_folder_works_as_a_file() -> None:
     assert "dyt" in registry.names("norm")
     assert any(getattr(m, "__file__", "") == str(folder / "dyt" / "dyt.py")
                for m in list(sys.modules.values()))  # fmt: skip
+
+
+def install(site: Path, distribution: str, version: str, point: str, module: str) -> None:
+    """Lay out what pip leaves behind for a distribution with one entry point."""
+    info = site / f"{distribution.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+    )
+    (info / "entry_points.txt").write_text(f"[coca_blocks]\n{point} = {module}\n")
+
+
+def test_installed_plugins_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin(tmp_path / "plugin_found_here.py", name="found")
+    install(tmp_path, "some-blocks", "1.0", "some", "plugin_found_here")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = load_registry()
+    assert registry.provider("norm", "found") == "some"
+    named = load_registry([str(tmp_path / "plugin_found_here.py")])
+    assert named.names("norm").count("found") == 1
+
+
+def test_one_entry_point_name_twice_names_both_distributions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "one-blocks", "1.0", "same", "one")
+    install(tmp_path, "two-blocks", "1.0", "same", "two")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"'same': (one|two)-blocks and (one|two)-blocks"):
+        load_registry()
+
+
+def test_two_versions_of_one_plugin_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.0", "2.0"):
+        install(tmp_path / version, "some-blocks", version, "some", "nothing")
+        monkeypatch.syspath_prepend(tmp_path / version)
+    with pytest.raises(UsageError, match=r"two versions of plugin 'some' are installed: 2\.0 in"):
+        load_registry()
+
+
+def test_a_broken_plugin_leaves_the_others_for_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plugin_that_breaks.py").write_text("raise RuntimeError('no')")
+    install(tmp_path, "broken-blocks", "1.0", "broken", "plugin_that_breaks")
+    monkeypatch.syspath_prepend(tmp_path)
+    good = plugin(tmp_path / "good.py")
+    with pytest.raises(UsageError, match=r"installed plugin 'broken' \(from broken-blocks\)"):
+        load_registry([good])
+    assert main(["--plugin", good, "list"]) == 2
+    shown = capsys.readouterr()
+    assert "norm/mine" in shown.out
+    assert "installed plugin 'broken' (from broken-blocks) does not import" in shown.err
