@@ -174,6 +174,8 @@ class Training:
     def look(self) -> Metrics:
         """Evaluate on the validation split and remember the model if it is the best so far."""
         metrics = self.measure("val")
+        if not math.isfinite(metrics[SELECTION]):
+            raise DivergedError(f"validation loss {metrics[SELECTION]} at step {self.state.step}")
         if metrics[SELECTION] < self.state.best:
             self.state.best, self.state.best_step = metrics[SELECTION], self.state.step
             self.state.best_model = {
