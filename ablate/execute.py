@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
@@ -30,9 +31,13 @@ RAY_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours says what happens, then does the same
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-MAX_CRASHES = 2  # a worker that dies is started again this often; errors of the code are final
+# One thread each: two spinning thread pools on two cores were measured to be 6-15x slower. And one
+# arena: Tune runs each trial in a new thread, and glibc would give each an arena that only grows.
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+MAX_CRASHES = 2  # a trial that crashes (out of memory, killed) is started again this often
 OBJECT_STORE_BYTES = (
     100 * 2**20
 )  # trials pass no objects; Ray's default would take a third of memory
@@ -62,9 +67,10 @@ def choose_resources(gpus_per_trial: float | None) -> Resources:
         raise UsageError(f"--gpus-per-trial {wanted:g}: this machine has {found} GPUs")
     if wanted > 1:
         raise UsageError(f"--gpus-per-trial {wanted:g}: a trial trains on one GPU or a part of one")
-    return Resources(
-        cpus=max(1, cores() // max(1, int(found / wanted))) if wanted else 1, gpus=wanted
-    )
+    if not wanted:
+        return Resources(cpus=1, gpus=0)
+    slots = found * int(1 / wanted)  # a trial's share is of one GPU
+    return Resources(cpus=max(1, cores() // slots) if cores() >= slots else 0.5, gpus=wanted)
 
 
 def execute(
@@ -84,6 +90,8 @@ def execute(
     from ray import tune
 
     fingerprint = default_registry(plugins).fingerprint()
+    for trial in trials:
+        ledger.forget_failure(trial)
     configs = [
         {
             "trial": to_dict(trial),
@@ -110,6 +118,7 @@ def execute(
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
                 callbacks=[_relay(trials, ledger, watcher)],
+                progress_reporter=_silent_reporter(),
             ),
         )
         tuner.fit()
@@ -172,6 +181,20 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
     return Relay({trial.key: trial for trial in trials}, ledger, watcher)
 
 
+def _silent_reporter() -> Any:
+    """Return a reporter of Tune's that says nothing: ours does."""
+    from ray.tune import ProgressReporter
+
+    class Silent(ProgressReporter):  # type: ignore[misc]
+        def should_report(self, trials: Any, done: bool = False) -> bool:
+            return False
+
+        def report(self, trials: Any, done: bool, *system_info: Any) -> None:
+            assert not done, "never asked to report"
+
+    return Silent()
+
+
 def _conclude(trial: Trial, ledger: Ledger, watcher: Watcher) -> None:
     """Tell the watcher how a trial ended, as the ledger has it."""
     if (metrics := ledger.metrics(trial)) is not None:
@@ -200,17 +223,16 @@ def _ray() -> Iterator[None]:
     import ray
     import torch
 
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("ray", "ray.tune", "ray.train"):  # failures are told by the watcher, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     ray.init(
         num_cpus=cores(),
         num_gpus=torch.cuda.device_count(),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.CRITICAL + 1,
         object_store_memory=OBJECT_STORE_BYTES,
-        # One thread each: two spinning thread pools on two cores were measured to be 6-15x slower.
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": _import_path()}},
+        runtime_env={"env_vars": WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}},
     )
     try:
         yield
@@ -238,9 +260,20 @@ def _scratch() -> Iterator[Path]:
 
 @contextmanager
 def _graceful_termination() -> Iterator[None]:
-    """Let SIGTERM stop Tune as Ctrl-C does: Tune itself knows SIGINT and SIGUSR1 only."""
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    """Stop Tune in an orderly way on Ctrl-C and SIGTERM; a second Ctrl-C stops at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        print("stopping (some seconds; again to stop at once) ...", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if not callable(signal.getsignal(signal.SIGUSR1)):  # Tune is not listening yet
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -75,15 +75,17 @@ def curves(plan: Plan, ledger: Ledger) -> Figure | None:
                 means = [float(np.mean(points[s])) for s in steps]
                 bold = 2.2 if name in ("baseline", "grr") else 1.1
                 colour = colours[i % len(colours)]
-                panel.plot(steps, means, label=name, color=colour, linewidth=bold)
+                panel.plot(steps, means, ".-", label=name, color=colour, linewidth=bold)
                 low, high = ([f(points[s]) for s in steps] for f in (min, max))
                 panel.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
         panel.set_title(f"validation {title}", fontsize=10)
         panel.set_xlabel("step", fontsize=9)
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.spines[["top", "right"]].set_visible(False)
+    if not drawn:
+        return None
     panels[-1].legend(fontsize=7, frameon=False)
-    return figure if drawn else None
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -13,6 +13,9 @@ from typing import Any
 
 import platformdirs
 
+UMASK = os.umask(0)
+os.umask(UMASK)
+
 
 def cache_directory() -> Path:
     """Return where decoded data and tokenizers are kept: COCA_BLOCKS_CACHE or the user's cache."""
@@ -37,6 +40,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

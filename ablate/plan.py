@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
@@ -18,9 +20,11 @@ from ablate.statistics import smallest_p
 from ablate.trial import Trial, make_trial
 from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset, with_field
 from assemblies.config import flatten
-from blocks import Registry, Unsupported, UsageError
+from blocks import Registry, Unsupported, UsageError, parse
 from blocks.errors import unknown
+from blocks.kernels import CUDA_BACKENDS, require_cuda
 
+MAX_SEEDS = 1000
 SHOWN = ("norm", "ffn", "position")  # blocks of the image tower that the plan's table has
 
 
@@ -60,9 +64,10 @@ def make_plan(
     """Return the plan for a grid; raises `UsageError` for anything that cannot be meant."""
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    if seeds is not None and seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"seeds must be from 1 to {MAX_SEEDS}, got {seeds}")
     for_cell, for_recipe = divide(settings)
+    _refuse_varied(for_cell)
 
     def change(cell: CoCaConfig) -> CoCaConfig:
         for path, value in for_cell.items():
@@ -71,7 +76,6 @@ def make_plan(
 
     grid = make_grid(grid_name, size, registry, change)
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
-    _refuse_varied(grid, for_cell, registry)
     fingerprint, tokens, data_skipped = _look_at_data(recipe, next(iter(grid.cells.values())))
     costs, skipped, same = _price(grid, recipe, tokens, registry)
     count = seeds or grid.seeds
@@ -113,15 +117,16 @@ def _cell_fields() -> list[str]:
     return [*fields, *(f"*.{name}" for name in shared)]
 
 
-def _refuse_varied(grid: Grid, for_cell: Mapping[str, Any], registry: Registry) -> None:
-    """Refuse a setting that the grid itself varies: its reference cells would ignore it."""
-    references = {name: cell for name, cell in grid.cells.items() if name in ("baseline", "grr")}
-    for path, value in for_cell.items():
-        for name, cell in references.items():
-            if normalise(with_field(cell, path, value), registry) != normalise(cell, registry):
-                raise UsageError(
-                    f"{path} is what grid {grid.name!r} varies (cell {name!r}), so it cannot be set"
-                )
+def _refuse_varied(for_cell: Mapping[str, Any]) -> None:
+    """Refuse to set what makes a cell baseline or grr: names would no longer mean what they say."""
+    baseline, grr = flatten(preset("baseline")), flatten(preset("grr"))
+    for path in for_cell:
+        ours = [path] if "*" not in path else [f"image{path[1:]}"]
+        if any(baseline.get(name) != grr.get(name) for name in ours):
+            raise UsageError(
+                f"{path} cannot be set: it is what tells baseline from grr; for other blocks in "
+                "the image tower use --grid each or a plugin"
+            )
 
 
 def _look_at_data(recipe: Recipe, cell: CoCaConfig) -> tuple[str, int, dict[str, int]]:
@@ -135,7 +140,7 @@ def _look_at_data(recipe: Recipe, cell: CoCaConfig) -> tuple[str, int, dict[str,
     TrainBatches(splits["train"], recipe, seed=0)
     lengths = [len(ids[0]) for ids in splits["train"].ids]
     usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return pairs.fingerprint, usual, pairs.skipped
+    return pairs.fingerprint, min(usual, cell.context), pairs.skipped
 
 
 def _price(
@@ -148,6 +153,7 @@ def _price(
     first: dict[CoCaConfig, str] = {}
     for name, given in grid.cells.items():
         cell = normalise(given, registry)
+        _require_backends(cell)
         if cell in first:
             same[name] = first[cell]
             continue
@@ -156,10 +162,39 @@ def _price(
             first[cell] = name
         except Unsupported as error:
             skipped[name] = str(error)
+        except Exception as error:  # a plugin's code may raise anything
+            raise _explain(name, cell, error, registry) from error
     if not costs:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        reasons = "; ".join(dict.fromkeys(skipped.values()))
         raise UsageError(f"no cell of grid {grid.name!r} can be built: {reasons}")
     return costs, skipped, same
+
+
+def _require_backends(cell: CoCaConfig) -> None:
+    """Refuse an attention backend that the trials' device lacks; meta, used by plans, has all."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for path, (_, spelling) in cell.spellings().items():
+        backend = parse(spelling)[1].get("backend")
+        if backend in CUDA_BACKENDS:
+            try:
+                require_cuda(str(backend), device)
+            except Unsupported as error:
+                raise UsageError(f"{path}: {error}") from None
+
+
+def _explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
+    """Say which cell cannot take a training step, which plugins it uses, and where it broke."""
+    used = {
+        f"{kind}/{registry.get(kind, spelling).name}": registry.get(kind, spelling)
+        for kind, spelling in cell.spellings().values()
+    }
+    foreign = [b for b, spec in used.items() if spec in registry.third_party()] or list(used)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return UsageError(
+        f"cell {name!r} cannot take a training step ({last.filename}:{last.lineno}: {reason}); "
+        f"look at {', '.join(foreign)}: python -m blocks check"
+    )
 
 
 def describe(plan: Plan) -> str:

@@ -14,14 +14,16 @@ from blocks.errors import unknown
 
 PRECISIONS = ("auto", "fp32", "bf16")
 AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
-ABOVE_0 = (lambda value: 0 < value < math.inf, "above 0")
-AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0")
+ABOVE_0 = (lambda value: 0 < value < math.inf, "above 0 and finite")
+AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0 and finite")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("steps", "batch", "accumulate", "evaluate", "evaluation_batch"), AT_LEAST_1),
+    **dict.fromkeys(("steps", "batch", "accumulate", "evaluate"), AT_LEAST_1),
     **dict.fromkeys(("lr", "clip", "max_scale"), ABOVE_0),
     **dict.fromkeys(("contrastive_weight", "caption_weight", "weight_decay"), AT_LEAST_0),
-    **dict.fromkeys(("warmup", "flip", "beta2"), FRACTION),
+    **dict.fromkeys(("warmup", "flip"), FRACTION),
+    "beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "evaluation_batch": (lambda value: value >= 2, "at least 2"),
     "crop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
 }
 
@@ -64,6 +66,15 @@ class Recipe:
             raise UsageError(
                 f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})"
             )
+        if self.contrastive_weight == self.caption_weight == 0:
+            raise UsageError("contrastive_weight and caption_weight are both 0: nothing to learn")
+        if self.contrastive_weight and self.batch // self.accumulate < 2:
+            raise UsageError(
+                f"a part of a batch must have at least 2 pairs to contrast, got batch={self.batch} "
+                f"in {self.accumulate} parts"
+            )
+        if self.evaluate > self.steps:
+            raise UsageError(f"evaluate ({self.evaluate}) must be at most steps ({self.steps})")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.evaluate import references
 from ablate.files import write_text
@@ -113,14 +111,16 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items()]
     seeds = len(main["coca"].seeds)
     sentences = [
-        f"{primary}: improvement in {', '.join(words)}, over {seeds} paired "
-        f"seed{'s' if seeds > 1 else ''}.",
+        f"{primary}: improvement in {', '.join(words)}, over {_count(seeds)}.",
         _which_helped([e for e in found if e.metric == "coca" and e.contrast != primary]),
-        f"The smallest p that {seeds} seed{'s' if seeds > 1 else ''} can reach is "
-        f"{smallest_p(seeds):.3g}" + (", so nothing here can be called significant at 0.05."
-                                      if smallest_p(seeds) > 0.05 else "."),
-    ]  # fmt: skip
+        f"Verdicts go by the t test's adjusted p. A sign-flip test, which assumes nothing, cannot "
+        f"go below p = {smallest_p(seeds):.3g} with {_count(seeds)}.",
+    ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _which_helped(found: Sequence[Effect]) -> str:
@@ -135,9 +135,8 @@ def _which_helped(found: Sequence[Effect]) -> str:
     )
     named = ", ".join(f"{e.contrast} {e.estimate:+.2f}% ({e.verdict})" for e in clear)
     return (
-        f"In CoCa loss the largest gain of a single swap is that of {best.contrast} "
-        f"({_percent(best)}); "
-        f"intervals that exclude zero: {named or 'none'}."
+        f"In CoCa loss the best single swap is {best.contrast} ({_percent(best)}); "
+        f"swaps with a clear effect: {named or 'none'}."
     )
 
 
@@ -156,7 +155,7 @@ def _effect_table(plan: Plan, found: Sequence[Effect]) -> Table:
         header=("contrast", *(f"{title} %" for title in METRICS.values()), "verdict (CoCa loss)"),
         rows=rows,
         note="Improvement (reference - candidate) / reference in percent on the test split, paired "
-        "by seed, with 95% t intervals and exact sign-flip p (Holm-adjusted but for the primary). "
+        "by seed, with 95% t intervals and paired t p (Holm-adjusted but for the primary). "
         "Positive is better. A main effect averages the four settings of the other two swaps. "
         "Intervals are not adjusted for their number.",
     )
@@ -224,15 +223,20 @@ def _notes(plan: Plan, ledger: Ledger) -> list[str]:
             reason = (ledger.failure(trial) or "has not run yet").strip().splitlines()[-1]
             notes.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
     recipe = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(plan.recipe).items())
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray", "mlflow"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "mlflow"))
     notes += [
-        f"Size {plan.size}, seeds 0 to {plan.seeds - 1}. Recipe: {recipe}.",
+        f"Size {plan.size}, {_count(plan.seeds)}. Recipe: {recipe}.",
         "Paired seeds: a seed gives every cell the same batches, captions, crops and dropout "
         "stream, and bit-identical initial weights in every module that cells share.",
         f"Data fingerprint {plan.trials[0].data_fingerprint[:16]}; {packages}; "
-        f"device {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}.",
+        f"trained on {', '.join(sorted(_machines(plan, ledger))) or 'nothing yet'}.",
     ]
     return notes
+
+
+def _machines(plan: Plan, ledger: Ledger) -> set[str]:
+    records = [record for trial in plan.trials if (record := ledger.result(trial))]
+    return {f"{record['device']} with torch {record['torch']}" for record in records}
 
 
 def write_report(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:

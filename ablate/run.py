@@ -14,23 +14,24 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
-from ablate.files import write_json
+from ablate.files import read_json, write_json
 from ablate.grids import GRIDS
 from ablate.ledger import Ledger
 from ablate.plan import Plan, describe, make_plan
 from ablate.report import Report, make_report, write_report
-from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.tracking import DEFAULT_STORE, Tracker, check_store
 from ablate.trial import Trial
 from assemblies import SIZES
 from assemblies.config import to_dict as cell_to_dict
 from blocks import UsageError, default_registry
+from blocks.errors import Parser
 
 DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m ablate.run",
         description="Plan, run or continue a study, and report. "
         "The same command again goes on where it stopped.",
@@ -64,11 +65,18 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--set {text!r}: write FIELD=VALUE, as in --set lr=0.002")
         if name in settings:
             raise UsageError(f"--set {name!r} is given twice")
-        try:
-            settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[name] = value
+        settings[name] = parse_value(value)
     return settings
+
+
+def parse_value(text: str) -> Any:
+    """Return a Python literal, a number such as inf, or else the text itself."""
+    for read in (ast.literal_eval, float):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 class Watchers:
@@ -112,6 +120,7 @@ def run_study(
 
     resources = choose_resources(gpus_per_trial)
     with ledger.locked():
+        refuse_other_study(plan, ledger)
         _write_study(plan, ledger)
         tracker = Tracker(
             plan, ledger, mlflow, lambda text: console.print(text, style="yellow", markup=False)
@@ -128,8 +137,11 @@ def run_study(
         paths = write_report(report, plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
         tracker.close(report.effects, paths, complete=not unfinished)
-    show(report, console)
-    console.print(f"\nreport: {paths[0]}\nMLflow: {mlflow} (python -m ablate.ui)", highlight=False)
+    if len(unfinished) < len(plan.trials):
+        show(report, console)
+    store = "" if mlflow == DEFAULT_STORE else f" --mlflow {mlflow}"
+    where = f"\nreport: {paths[0]}\nMLflow: {mlflow} (python -m ablate.ui{store})"
+    console.print(where, highlight=False, markup=False, soft_wrap=True)
     return _conclude(unfinished, ledger, console)
 
 
@@ -144,12 +156,27 @@ def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> 
         return INTERRUPTED
     if failed:
         console.print(
-            f"{len(failed)} trials failed (see {ledger.directory}/trials/*/error.txt); "
-            "the same command tries them again",
+            f"{len(failed)} trial{'s' if len(failed) > 1 else ''} failed "
+            f"(see {ledger.directory}/trials/*/error.txt); the same command tries them again",
             style="red",
         )
         return SOME_FAILED
     return DONE
+
+
+def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
+    """Refuse a directory that holds another study, whose report would be overwritten."""
+    known = read_json(ledger.directory / "study.json")
+    if known is None:
+        return
+    now = {"grid": plan.grid.name, "size": plan.size, **dataclasses.asdict(plan.recipe)}
+    before = {"grid": known["grid"], "size": known["size"], **known["recipe"]}
+    changed = [f"{k}={before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]
+    if changed:
+        raise UsageError(
+            f"study {str(ledger.directory)!r} was run with {'; '.join(changed)}; "
+            "give this one a directory of its own with --study"
+        )
 
 
 def _write_study(plan: Plan, ledger: Ledger) -> None:
@@ -207,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, console: Console) -> int:
+    directory = study_directory(options)
+    check_store(options.mlflow)
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
     settings: Mapping[str, Any] = parse_settings(options.set)
     registry = default_registry(plugins)
@@ -214,7 +243,6 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     console.print(describe(plan), highlight=False, markup=False)
     if options.plan:
         return DONE
-    directory = Path(options.study or f"studies/{options.grid}-{options.size}")
     return run_study(
         plan,
         Ledger(directory),
@@ -223,6 +251,16 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         gpus_per_trial=options.gpus_per_trial,
         console=console,
     )
+
+
+def study_directory(options: argparse.Namespace) -> Path:
+    """Return the study's directory; raises `UsageError` where there can be none."""
+    if options.study == "":
+        raise UsageError("--study is empty; name a directory")
+    directory = Path(options.study or f"studies/{options.grid}-{options.size}")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"--study {str(directory)!r} is a file; name a directory")
+    return directory
 
 
 def _absolute(plugin: str) -> str:

@@ -27,7 +27,8 @@ Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
 class Effect:
     """A contrast's estimate in one metric; numbers in percent, positive when the loss falls.
 
-    ``p`` is the exact two-sided sign-flip p, ``p_adjusted`` Holm's over the secondary contrasts,
+    ``p`` is the paired t test's, ``p_adjusted`` Holm's over the secondary contrasts, by which the
+    verdict goes; ``p_exact`` is the sign-flip test's, which assumes nothing of the distribution;
     ``correlation`` that of reference and candidate over seeds (what pairing by seed gains from).
     """
 
@@ -38,6 +39,7 @@ class Effect:
     low: float
     high: float
     p: float
+    p_exact: float
     p_adjusted: float
     correlation: float
     verdict: str
@@ -61,7 +63,7 @@ def effect(contrast: Contrast, metric: str, losses: Losses) -> Effect:
     values = np.array(list(by_seed.values()))
     estimate = float(values.mean()) if len(values) else math.nan
     low, high = t_interval(values)
-    p = sign_flip_p(values)
+    p = t_test_p(values)
     return Effect(
         contrast=contrast.name,
         metric=metric,
@@ -70,9 +72,10 @@ def effect(contrast: Contrast, metric: str, losses: Losses) -> Effect:
         low=low,
         high=high,
         p=p,
+        p_exact=sign_flip_p(values),
         p_adjusted=p,
         correlation=pair_correlation(contrast, losses, list(by_seed)),
-        verdict=verdict(low, high, len(values)),
+        verdict=verdict(estimate, p, len(values)),
     )
 
 
@@ -86,7 +89,8 @@ def effects(contrasts: Sequence[Contrast], metric: str, losses: Losses) -> list[
 
 def _adjust(found: Effect, p: float) -> Effect:
     fields = {name: getattr(found, name) for name in Effect.__dataclass_fields__}
-    return Effect(**{**fields, "p_adjusted": p})
+    word = verdict(found.estimate, p, len(found.seeds))
+    return Effect(**{**fields, "p_adjusted": p, "verdict": word})
 
 
 def t_interval(values: Values) -> tuple[float, float]:
@@ -97,6 +101,17 @@ def t_interval(values: Values) -> tuple[float, float]:
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     return mean - half, mean + half
+
+
+def t_test_p(values: Values) -> float:
+    """Return the two-sided p of a paired t test on differences; 1 below two values."""
+    if len(values) < 2:
+        return 1.0
+    spread = float(values.std(ddof=1))
+    if spread == 0:
+        return float(values.mean() == 0)
+    t = abs(float(values.mean())) / (spread / math.sqrt(len(values)))
+    return float(2 * stats.t.sf(t, len(values) - 1))
 
 
 def sign_flip_p(values: Values) -> float:
@@ -137,10 +152,10 @@ def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> fl
     return float(np.mean(found)) if found else math.nan
 
 
-def verdict(low: float, high: float, seeds: int) -> str:
-    """Return the word for an interval: improved, worse, inconclusive, or too few seeds."""
+def verdict(estimate: float, p: float, seeds: int) -> str:
+    """Return the word for an effect: improved, worse, inconclusive, or too few seeds."""
     if seeds < 3:
         return "too few seeds"
-    if low > 0:
-        return "improved"
-    return "worse" if high < 0 else "inconclusive"
+    if p > 1 - CONFIDENCE:
+        return "inconclusive"
+    return "improved" if estimate > 0 else "worse"

@@ -22,9 +22,11 @@ from ablate.plan import Plan
 from ablate.statistics import Effect
 from ablate.trial import Trial
 from assemblies.config import flatten
+from blocks import UsageError
 
 EXPERIMENT = "coca-blocks"
 DEFAULT_STORE = "sqlite:///mlflow.db"
+STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql", "mssql", "databricks:")
 BATCH = 500  # MLflow takes at most 1000 metrics a call
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,6 +44,18 @@ def absolute_store(uri: str) -> str:
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
         return f"{prefix}{Path(uri.removeprefix(prefix)).resolve()}"
     return uri
+
+
+def check_store(uri: str) -> None:
+    """Refuse what cannot be an MLflow store; one that merely does not answer is another matter."""
+    store = absolute_store(uri)
+    if not store.startswith(STORES) and store != "databricks":
+        raise UsageError(
+            f"cannot log to --mlflow {uri!r}; write sqlite:///FILE.db or a server's http://HOST:PORT"
+        )
+    folder = Path(store.removeprefix("sqlite:///")).parent
+    if store.startswith("sqlite:") and not folder.is_dir():
+        raise UsageError(f"--mlflow {uri!r}: there is no folder {str(folder)!r}")
 
 
 class Tracker:
@@ -226,7 +240,15 @@ class Tracker:
         self._log_metrics(parent, [line])
         for path in artifacts:
             self.client.log_artifact(parent, str(path), "report")
-        self.client.set_terminated(parent, "FINISHED" if complete else "FAILED")
+        failed = False
+        for trial in self.plan.trials:
+            child = self.known["children"].get(trial.key)
+            reason = self.ledger.failure(trial)
+            failed = failed or reason is not None
+            if child and not child["final"] and reason is None:
+                self.client.set_terminated(child["run"], "KILLED")
+        status = "FINISHED" if complete else "FAILED" if failed else "KILLED"
+        self.client.set_terminated(parent, status)
 
     def _remember(self) -> None:
         write_json(self.manifest, {**(read_json(self.manifest) or {}), self.uri: self.known})

@@ -244,13 +244,20 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW (arXiv 1711.05101) that decays matrices and nothing else."""
+    """Return AdamW (arXiv 1711.05101) that decays the matrices of linear maps and nothing else.
+
+    Those are the weights of `nn.Linear`, and what a block names in ``matrices``. Tables, queries,
+    frequencies, gains and biases are left alone: decay would pull them towards another block.
+    """
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    linear |= {id(getattr(m, n)) for m in model.modules() for n in getattr(m, "matrices", ())}
     parameters = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if id(p) in linear],
+            "weight_decay": recipe.weight_decay,
+        },
+        {"params": [p for p in parameters if id(p) not in linear], "weight_decay": 0.0},
     ]
     fused = parameters[0].is_cuda  # one kernel; on the CPU it was measured to be slower
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)

@@ -7,10 +7,10 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import assemblies
+import torch
+
 from ablate.files import digest
 from ablate.recipe import Recipe
 from ablate.recipe import from_dict as recipe_from_dict
@@ -42,16 +42,16 @@ def make_trial(
 ) -> Trial:
     """Return the trial with its key: a hash of all that can change its numbers.
 
-    That is the cell, the recipe, the seed, the data's content, the source of the blocks used and of
-    the code that assembles and trains.
+    That is the cell, the recipe, the seed, the data's content (not its place), the source of the
+    blocks used and of the code that assembles and trains, torch's version and the device's kind.
     """
     blocks = {
         path: registry.source_hash(kind, spelling)
         for path, (kind, spelling) in cell.spellings().items()
     }
-    content = [
-        cell_to_dict(cell), dataclasses.asdict(recipe), seed, fingerprint, blocks, code_hash()
-    ]  # fmt: skip
+    numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "data"}
+    machine = [torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"]
+    content = [cell_to_dict(cell), numbers, seed, fingerprint, blocks, code_hash(), machine]
     return Trial(
         name=name,
         cell=cell,
@@ -67,11 +67,12 @@ def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
     from ablate import evaluate, train
     from ablate.data import batches, tokenizer
+    from assemblies import coca, config, construct, layer, losses, towers
+    from blocks import attention, auxiliary, kernels, pooling, projections
 
-    assert assemblies.__file__ is not None
-    sources = sorted(Path(assemblies.__file__).parent.glob("*.py"))
-    texts = [path.read_text(encoding="utf-8") for path in sources]
-    texts += [inspect.getsource(module) for module in (evaluate, train, batches, tokenizer)]
+    ours = (evaluate, train, batches, tokenizer, coca, config, construct, layer, losses, towers)
+    shared = (auxiliary, attention, kernels, pooling, projections)
+    texts = [inspect.getsource(module) for module in (*ours, *shared)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from ablate.tracking import DEFAULT_STORE, EXPERIMENT, MLFLOW_ENVIRONMENT, absolute_store
 from blocks import UsageError
+from blocks.errors import Parser
 
 
 def runs_link(base: str, experiment: str) -> str:
@@ -43,32 +46,68 @@ def find_experiment(store: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ablate.ui",
-        description="Open the MLflow UI on the store that studies are logged to, on loopback only.",
-        epilog="example: python -m ablate.ui --port 5001",
-    )
-    parser.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI", help="a sqlite store")
-    parser.add_argument("--port", type=int, default=5000)
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     store = absolute_store(options.mlflow)
     try:
-        if not store.startswith("sqlite:"):
+        if store.startswith(("http://", "https://")):
             raise UsageError(f"{store!r} is a server with a UI of its own; open it in a browser")
+        if not store.startswith("sqlite:///"):
+            raise UsageError(f"cannot open {options.mlflow!r}; write sqlite:///FILE.db")
+        if not 1 <= options.port <= 65535:
+            raise UsageError(f"--port must be from 1 to 65535, got {options.port}")
+        if busy(options.port):
+            raise UsageError(f"port {options.port} is in use; choose another with --port")
         experiment = find_experiment(store)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     base = f"http://127.0.0.1:{options.port}"
-    print(f"MLflow UI on {base} (Ctrl-C stops it). All trials, best first:", flush=True)
-    print(f"  {runs_link(base, experiment)}", flush=True)
+    print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:", flush=True)
+    print(f"  studies, their trials below them: {base}/#/experiments/{experiment}/runs", flush=True)
+    print(f"  all trials, best first: {runs_link(base, experiment)}", flush=True)
+    return serve(store, options.port)
+
+
+def parser() -> Parser:
+    """Return the command line."""
+    top = Parser(
+        prog="python -m ablate.ui",
+        description="Open the MLflow UI on the store that studies are logged to, on loopback only.",
+        epilog="example: python -m ablate.ui --port 5001",
+    )
+    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI", help="a sqlite store")
+    top.add_argument("--port", type=int, default=5000)
+    return top
+
+
+def busy(port: int) -> bool:
+    """Return whether something answers on a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def serve(store: str, port: int) -> int:
+    """Run MLflow's server until it is stopped; its log is shown only if it fails."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
-    command += ["--host", "127.0.0.1", "--port", str(options.port), "--workers", "1"]
-    environment = {**MLFLOW_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    try:
-        return subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = {
+        **os.environ,
+        **MLFLOW_ENVIRONMENT,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with tempfile.TemporaryFile(mode="w+") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        try:
+            code = server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()
+            return 0
+        if code > 0:
+            log.seek(0)
+            print("error: MLflow's server stopped:", *log.readlines()[-5:], file=sys.stderr)
+    return max(code, 0)
 
 
 if __name__ == "__main__":

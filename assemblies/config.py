@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from blocks import Kind, Registry, UsageError
@@ -51,27 +52,28 @@ class ImageConfig(TowerConfig):
 class CoCaConfig:
     """A cell: the three towers and what they share.
 
-    ``width`` is that of both text towers, ``context`` the longest caption in tokens with its begin
-    and end marks, ``vocabulary`` the number of token ids.
+    ``width`` is that of both text towers, ``embedding`` that of the contrasted vectors, ``context``
+    the longest caption in tokens with its begin and end marks, ``vocabulary`` the number of ids.
     """
 
     image: ImageConfig
     text: TowerConfig
     multimodal: TowerConfig
     width: int
+    embedding: int
     vocabulary: int = 64000
     context: int = 64
-    embedding: int = field(default=0)
     dropout: float = 0.0
     temperature: float = 0.07
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
-        if not self.embedding:
-            object.__setattr__(self, "embedding", self.width)
         for path, value in flatten(self).items():
-            if isinstance(value, int | float) and value <= 0 and path != "dropout":
-                raise UsageError(f"{path} must be above 0, got {value}")
+            number = isinstance(value, int | float) and path != "dropout"
+            if number and not 0 < value < math.inf:
+                raise UsageError(f"{path} must be above 0 and finite, got {value}")
+        if self.context < 3:
+            raise UsageError(f"context must be at least 3 (begin, token, end), got {self.context}")
         if self.image.size % self.image.patch:
             raise UsageError(
                 f"image.size ({self.image.size}) must be a multiple of image.patch "

@@ -93,6 +93,7 @@ def _cell(size: Size, image: Blocks, text: Blocks) -> CoCaConfig:
         text=_text_tower(size.text_depth, size, text),
         multimodal=_text_tower(size.multimodal_depth, size, above),
         width=size.width,
+        embedding=size.width,
         vocabulary=size.vocabulary,
         context=size.context,
     )

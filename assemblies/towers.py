@@ -97,7 +97,8 @@ class ImageTower(nn.Module):
         p = self.patch
         x = images.unfold(2, p, p).unfold(3, p, p)  # [b 3 rows columns p p]
         x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [b n 3pp]
-        return cast(Pooled, self.pooler(self.stack.final_norm(self.stack(self.patches(x)))))
+        x = self.patches(x).float()  # under autocast, the residual stream stays fp32 in all towers
+        return cast(Pooled, self.pooler(self.stack.final_norm(self.stack(x))))
 
 
 class TextTower(nn.Module):
@@ -122,7 +123,8 @@ class TextTower(nn.Module):
         is_cls = (slots == lengths[:, None]).unsqueeze(-1)  # [b n+1 1]
         x = self.stack(torch.where(is_cls, self.cls.weight.to(x.dtype), x))
         rows = torch.arange(len(x), device=x.device)
-        return x[:, :-1], self.stack.final_norm(x[rows, lengths])
+        cls = x[rows, lengths].unsqueeze(1)  # [b 1 d], since norms are written for [b n d]
+        return x[:, :-1], self.stack.final_norm(cls).squeeze(1)
 
 
 class MultimodalTower(nn.Module):

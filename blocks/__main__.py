@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from blocks.errors import UsageError, unknown
+from blocks.errors import Parser, UsageError, unknown
 from blocks.registry import Registry, load_registry
 from blocks.scaffold import next_steps, write_plugin
 from blocks.spec import KINDS, BlockSpec
@@ -104,7 +104,7 @@ def choose_specs(registry: Registry, options: argparse.Namespace) -> list[BlockS
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m blocks",
         description="Browse the block library, check blocks, start a new one.",
         epilog="example: python -m blocks show position/rope",
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             verdicts = [check.verdict() for check in checks(choose_specs(registry, options))]
             facts, text = [asdict(v) for v in verdicts], show_verdicts(verdicts)
-            code = int(any(v.status == "failed" for v in verdicts))
+            code = max(code, int(any(v.status == "failed" for v in verdicts)))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

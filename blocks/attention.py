@@ -45,12 +45,13 @@ class GroupedQueryAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = site.heads, kv_heads, site.head_dim
         self.causal, self.backend = site.causal, choose("attention backend", backend, BACKENDS)
         context = site.dim if site.context_dim is None else site.context_dim
+        # Drawn in this order, options leave what they do not touch as it is for the same seed.
         self.query = linear(site.dim, site.dim, bias=bias)
+        self.leave = linear(site.dim, site.dim, bias=bias)
         self.key_value = linear(context, 2 * kv_heads * site.head_dim, bias=bias)
         self.gate = linear(site.dim, site.dim) if gate else None
         self.query_gain = nn.Parameter(torch.ones(site.head_dim)) if qk_norm else None
         self.key_gain = nn.Parameter(torch.ones(site.head_dim)) if qk_norm else None
-        self.leave = linear(site.dim, site.dim, bias=bias)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, *, positions: Positions | None = None

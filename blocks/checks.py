@@ -131,7 +131,9 @@ def keeps_shape(case: Case) -> None:
 
 
 def keeps_dtype(case: Case) -> None:
-    """It returns bf16 for bf16, whether its parameters are bf16 or fp32 under autocast."""
+    """It returns fp32 for fp32 and bf16 for bf16."""
+    plain = case.run(case.build(), case.input())
+    _require(plain.dtype == torch.float32, f"returned {plain.dtype} for torch.float32")
     out = case.run(case.build().bfloat16(), case.input().bfloat16())
     _require(out.dtype == torch.bfloat16, f"returned {out.dtype} for torch.bfloat16")
     _require(bool(out.isfinite().all()), "returned non-finite numbers in bf16")

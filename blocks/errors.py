@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import math
 from collections.abc import Iterable
+from typing import NoReturn
+
+MANY = 20  # names that an error lists; beyond, the near miss has to do
 
 
 class UsageError(ValueError):
@@ -18,8 +22,11 @@ class Unsupported(UsageError):  # noqa: N818  (raise Unsupported(...) reads well
 def unknown(what: str, got: str, known: Iterable[str]) -> UsageError:
     """Build the error for a name that does not exist, with the nearest name that does."""
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    lowered = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(got.lower(), list(lowered), n=1)
+    hint = f"; did you mean {lowered[near[0]]!r}?" if near else ""
+    if near and len(names) > MANY:
+        return UsageError(f"no {what} named {got!r}{hint} ({len(names)} are known)")
     return UsageError(f"no {what} named {got!r}{hint} (known: {', '.join(names) or 'none'})")
 
 
@@ -36,3 +43,11 @@ def choose(name: str, value: str, allowed: Iterable[str]) -> str:
     if value not in choices:
         raise Unsupported(str(unknown(name, value, choices)))
     return value
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are one line and exit code 2, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake and leave."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from blocks.errors import Unsupported
 
-BACKENDS = ("auto", "sdpa", "xformers", "flex", "reference")
+CUDA_BACKENDS = ("xformers", "flex")
+BACKENDS = ("auto", "sdpa", *CUDA_BACKENDS, "reference")
 
 
 def attend(
@@ -32,7 +33,7 @@ def attend(
     same kernels as ``xformers`` for dense and causal masks. ``xformers`` and ``flex`` need CUDA
     and raise `Unsupported` elsewhere.
     """
-    if backend in ("xformers", "flex"):
+    if backend in CUDA_BACKENDS:
         require_cuda(backend, q.device)
     if backend == "xformers":
         return _xformers_attend(q, k, v, causal=causal, bias=bias)

@@ -92,6 +92,11 @@ class Rope(Positions):
         if not 0 < fraction <= 1:
             raise Unsupported(f"fraction must be above 0 and at most 1, got {fraction}")
         self.turned = round(fraction * site.head_dim)
+        if self.turned < 2 * len(site.grid):
+            raise Unsupported(
+                f"rope(fraction={fraction}) turns {self.turned} of {site.head_dim} channels, "
+                f"{len(site.grid)} axes need at least {2 * len(site.grid)}"
+            )
         angles = axial_angles(site.grid, self.turned, theta, name="rope", what="turned head width")
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)

@@ -77,16 +77,19 @@ class Registry:
         return self.get(kind, spelling).build(site, parse(spelling)[1])
 
     def source_hash(self, kind: str, spelling: str) -> str:
-        """Return a hash of the source file that a block is written in."""
+        """Return a hash of the source that a block is written in: a file, or a plugin's package."""
         factory = self.get(kind, spelling).factory
         target = factory.func if isinstance(factory, functools.partial) else factory
-        module = sys.modules.get(target.__module__)
+        package = target.__module__.partition(".")[0]
+        inside = package != __package__ and "." in target.__module__
+        names = [n for n in sys.modules if n == package or n.startswith(f"{package}.")]
+        modules = [sys.modules.get(n) for n in (sorted(names) if inside else [target.__module__])]
         try:
-            text = inspect.getsource(module) if module else inspect.getsource(target)
+            text = "\n".join(inspect.getsource(module or target) for module in modules)
         except (OSError, TypeError):
             raise UsageError(
-                f"{kind}/{spelling}: its source cannot be read, so no result "
-                "could be attributed to it; define it in a file"
+                f"{kind}/{spelling}: its source cannot be read, so no result could be attributed "
+                "to it; define it in a file"
             ) from None
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -166,8 +169,8 @@ def _specs_of(name: str, function: Callable[[], Any]) -> list[BlockSpec]:
         specs = function()
     except UsageError as error:
         raise UsageError(f"plugin {name!r}: {error}") from None
-    except Exception as error:
-        raise UsageError(f"plugin {name!r}: register_blocks failed: {error!r}") from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"plugin {name!r}: register_blocks failed: {_named(error)}") from error
     found = list(specs) if isinstance(specs, list | tuple) else [specs]
     for spec in found:
         if not isinstance(spec, BlockSpec):
@@ -216,18 +219,24 @@ def _load_point(point: importlib.metadata.EntryPoint, distribution: str) -> obje
 def _import(plugin: str) -> ModuleType:
     """Import a plugin given as a file or as a module's dotted name."""
     path = Path(plugin).expanduser()
-    is_file = plugin.endswith(".py") or path.is_dir() or "/" in plugin
+    is_file = plugin.endswith(".py") or path.exists() or "/" in plugin
     try:
         if not is_file:
             return importlib.import_module(plugin)
+        if path.exists() and not (path.is_file() and path.suffix == ".py"):
+            raise UsageError(f"plugin {plugin!r} is no Python file; name its .py file or a module")
         if not path.is_file():
             raise UsageError(f"plugin file {plugin!r} does not exist (give a .py file or a module)")
         return _import_file(path.resolve())
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = "file" if is_file else "module"
-        raise UsageError(f"plugin {what} {plugin!r} does not import: {error!r}") from error
+        raise UsageError(f"plugin {what} {plugin!r} does not import: {_named(error)}") from error
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _import_file(path: Path) -> ModuleType:

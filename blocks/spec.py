@@ -72,6 +72,11 @@ class BlockSpec:
                 raise UsageError(
                     f"block {self.kind}/{self.name}: option {parameter.name!r} needs a default"
                 )
+            if not isinstance(parameter.default, bool | int | float | str | None):
+                raise UsageError(
+                    f"block {self.kind}/{self.name}: option {parameter.name!r} has a default of "
+                    f"type {type(parameter.default).__name__}; allowed: bool, int, float, str"
+                )
             options[parameter.name] = parameter.default
         return options
 

@@ -85,11 +85,12 @@ def test_moe_reports_its_balance_while_training_only() -> None:
     moe.train()(x)
     found = collect_auxiliary_losses(moe)
     assert set(found) == {"balance"}
-    assert float(found["balance"]) >= 0.5 * 0.9  # 1 is perfect balance, times the weight
+    balanced = found["balance"].item()
+    assert 0.45 < balanced < 1.5  # 1 is perfect balance, 4 the worst, times the weight
     with torch.no_grad():
         moe.router.weight[0] = 20.0
     moe(x.abs())
-    assert float(collect_auxiliary_losses(moe)["balance"]) > float(found["balance"])
+    assert collect_auxiliary_losses(moe)["balance"].item() > balanced
     assert collect_auxiliary_losses(moe) == {}
 
 

@@ -46,6 +46,7 @@ class EncodedSplit:
     rows: np.ndarray[Any, np.dtype[np.int64]]
     ids: list[list[list[int]]]
     groups: Tensor
+    context: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +57,7 @@ class EncodedSplit:
         images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         ids = [self.ids[i][which] for i, which in zip(chosen, captions, strict=True)]
         lengths = torch.tensor([len(item) for item in ids])
-        longest = -(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        longest = min(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self.context)
         tokens = torch.tensor([item + [PAD] * (longest - len(item)) for item in ids])
         return Batch(images, tokens, lengths, self.groups[list(chosen)])
 
@@ -73,6 +74,7 @@ def encode_split(pairs: Pairs, split: str, tokenizer: Tokenizer, context: int) -
         rows=np.array(rows),
         ids=[[next(pieces) for _ in pairs.captions[i]] for i in rows],
         groups=torch.tensor([pairs.groups[i] for i in rows]),
+        context=context,
     )
 
 

@@ -44,6 +44,7 @@ class Row(NamedTuple):
     image: bytes
     captions: list[str]
     split: str | None
+    problem: str = ""  # why the pair cannot be used, if it cannot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,8 @@ def find_shards(uri: str) -> list[Path]:
         if rest not in embedded_names():
             raise unknown("embedded data set", rest, embedded_names())
         return [EMBEDDED / f"{rest}-64.tar.gz"]
+    if not rest:
+        raise UsageError("data 'webdataset:' names no file; write webdataset:/data/*.tar")
     found = sorted(Path(name) for name in glob.glob(str(Path(rest).expanduser())))
     if not found:
         raise UsageError(f"no file matches {rest!r} (data {uri!r})")
@@ -130,27 +133,46 @@ def read_rows(shard: Path) -> Iterator[Row]:
                 file = archive.extractfile(member)
                 assert file is not None, member.name
                 sample[suffix.lower()] = file.read()
+            _require_end(archive)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"shard {str(shard)!r} is corrupt: {error}") from None
+        reason = str(error).partition("\n")[0].rstrip(":") or repr(error)
+        raise UsageError(f"shard {str(shard)!r} is corrupt: {reason}") from None
     if sample:
         yield _row(current or "", sample)
 
 
+def _require_end(archive: tarfile.TarFile) -> None:
+    """Refuse an archive without its end mark: tarfile takes one that was cut short for whole."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("it ends in the middle (no end-of-archive mark)")
+
+
 def _row(key: str, sample: dict[str, bytes]) -> Row:
-    facts: dict[str, Any] = {}
-    if "json" in sample:
-        try:
-            loaded = json.loads(sample["json"])
-        except ValueError:
-            loaded = {}
-        facts = loaded if isinstance(loaded, dict) else {}
-    text = sample.get("txt", b"").decode("utf-8", errors="replace")
-    listed = facts.get("captions")
-    captions = listed if isinstance(listed, list) and listed else [facts.get("caption") or text]
-    clean = [" ".join(c.split()) for c in captions if isinstance(c, str) and c.strip()]
     image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), b"")
-    split = facts.get("split")
-    return Row(key, image, clean, split if split in SPLITS else None)
+    try:
+        facts = json.loads(sample["json"]) if "json" in sample else {}
+        text = sample.get("txt", b"").decode("utf-8")
+    except UnicodeDecodeError:
+        return Row(key, image, [], None, "text is not UTF-8")
+    except ValueError:
+        return Row(key, image, [], None, "JSON cannot be read")
+    if not isinstance(facts, dict):
+        return Row(key, image, [], None, "JSON is no object")
+    given = facts.get("captions") or facts.get("caption") or text
+    captions = given if isinstance(given, list) else [given]
+    if not all(isinstance(caption, str) for caption in captions):
+        return Row(key, image, [], None, "caption is not text")
+    clean = [" ".join(caption.split()) for caption in captions if caption.strip()]
+    split, problem = facts.get("split"), ""
+    if not image:
+        problem = "no image beside the caption (members of a pair must be neighbours)"
+    elif not clean:
+        problem = "no caption"
+    elif split not in (None, *SPLITS):
+        problem = f"split is none of {', '.join(SPLITS)}"
+    return Row(key, image, clean, split, problem)
 
 
 def decode(image: bytes, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -171,8 +193,8 @@ def _decode_into(directory: Path, uri: str, shards: list[Path], size: int) -> No
     """Decode all shards into a new cache entry; a second writer at the same time does no harm."""
     rows, pixels, skipped = [], [], Counter[str]()
     for row in (row for shard in shards for row in read_rows(shard)):
-        if not row.image or not row.captions:
-            skipped["no image" if not row.image else "no caption"] += 1
+        if row.problem:
+            skipped[row.problem] += 1
             continue
         try:
             pixels.append(decode(row.image, size))

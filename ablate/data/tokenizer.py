@@ -8,9 +8,11 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from ablate.data.sources import Pairs
 from ablate.files import atomic, cache_directory, digest
+from blocks import UsageError
 
 PAD, BEGIN, END = 0, 1, 2
 SPECIAL = ("<pad>", "<begin>", "<end>")
+SMALLEST = len(SPECIAL) + 256
 TOKENIZER_VERSION = 1
 
 
@@ -19,6 +21,8 @@ def open_tokenizer(pairs: Pairs, vocabulary: int) -> Tokenizer:
 
     A small set may have fewer merges to offer, hence fewer ids.
     """
+    if vocabulary < SMALLEST:
+        raise UsageError(f"vocabulary must be at least {SMALLEST} (all bytes), got {vocabulary}")
     captions = [caption for i in pairs.indices("train") for caption in pairs.captions[i]]
     key = digest([TOKENIZER_VERSION, vocabulary, captions])
     path = cache_directory() / "tokenizers" / f"{key[:32]}.json"

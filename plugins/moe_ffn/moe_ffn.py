@@ -19,6 +19,8 @@ class MixtureOfExperts(nn.Module):
     sparse mixture, and the compute is not saved; at equal parameters it costs what one FFN costs.
     """
 
+    matrices = ("enter", "leave")  # decayed as the weights of linear layers are
+
     def __init__(
         self, site: Site, *, experts: int = 4, top_k: int = 2, balance: float = 0.01
     ) -> None:

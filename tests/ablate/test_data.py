@@ -108,8 +108,11 @@ def test_unknown_sources_say_what_there_is(uri: str, message: str) -> None:
 
 def test_corrupt_shards_are_refused(tmp_path: Path) -> None:
     whole = write_shard(tmp_path / "whole.tar.gz", shapes_rows(), "w:gz").read_bytes()
+    plain = write_shard(tmp_path / "whole.tar", shapes_rows()).read_bytes()
     for name, content in (
         ("cut.tar.gz", whole[: len(whole) // 2]),
+        ("half.tar", plain[: len(plain) // 2 // 512 * 512]),
+        ("odd.tar", plain[: len(plain) // 2 + 100]),
         ("noise.tar", b"this is no archive" * 100),
         ("empty.tar", b""),
     ):
@@ -231,3 +234,23 @@ def test_evaluation_order_is_fixed_and_whole(shapes: str) -> None:
     assert [full for _, full in found] == [True, True, False]
     groups = [g for batch, _ in found for g in batch.groups.tolist()]
     assert sorted(groups) == sorted(split.groups.tolist())
+
+
+@pytest.mark.parametrize(("members", "reason"), [
+    ({"txt": "caf\xe9".encode("latin-1")}, "text is not UTF-8"),
+    ({"json": b"{"}, "JSON cannot be read"),
+    ({"json": b"[1]"}, "JSON is no object"),
+    ({"json": b'{"caption": 5}'}, "caption is not text"),
+    ({"txt": b"  "}, "no caption"),
+    ({"json": b'{"caption": "x", "split": "trian"}'}, "split is none of train, val, test"),
+])  # fmt: skip
+def test_unusable_pairs_are_counted_by_reason(
+    members: dict[str, bytes], reason: str, shard: Shard
+) -> None:
+    bad = [("x.png", draw("red", "dot", 1)), *((f"x.{k}", v) for k, v in members.items())]
+    assert open_pairs(shard([*shapes_rows(150), *bad]), 16).skipped == {reason: 1}
+
+
+def test_a_single_string_is_one_caption(shard: Shard) -> None:
+    pair = [("x.png", draw("red", "dot", 1)), ("x.json", b'{"captions": "only one"}')]
+    assert open_pairs(shard(pair), 16).captions == [["only one"]]

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from ablate.grid import Grid, each, merge, product
+from ablate.grid import Grid, each, merge, product, swap
 from ablate.grids import GRIDS, factorial, main_effects, make_grid
-from ablate.plan import describe, make_plan
-from assemblies import CoCaConfig, preset, with_field
+from ablate.plan import _price, describe, make_plan
+from ablate.recipe import Recipe
+from assemblies import CoCaConfig, normalise, preset, with_field
 from assemblies.config import flatten
 from assemblies.presets import GRR
 from blocks import UsageError, default_registry, load_registry
@@ -77,7 +79,8 @@ def test_each_has_every_block_and_swept_option() -> None:
     cells = make_grid("each", "nano", REGISTRY).cells
     for spec in REGISTRY:
         if spec.name not in ("rmsnorm", "geglu", "rope", "mha", "cascade"):
-            assert f"grr {spec.kind}={spec.name}" in cells
+            queries = "(queries=16)" if "queries" in spec.options else ""
+            assert f"grr {spec.kind}={spec.name}{queries}" in cells
     assert cells["grr position=rope(theta=100.0)"].image.position == "rope(theta=100.0)"
 
 
@@ -110,20 +113,42 @@ def test_cells_that_cannot_be_built_are_skipped_with_the_reason() -> None:
 
 
 def test_equal_cells_are_trained_once() -> None:
-    settings = {"data": "embedded:stamps", **SMALL, "image.norm": "rmsnorm",
-                "image.ffn": "geglu", "image.position": "rope"}  # fmt: skip
-    plan = make_plan("paper", "nano", 1, settings, REGISTRY)
-    assert plan.same == {"grr": "baseline"}
-    assert len(plan.trials) == 1
+    cell = normalise(swap(preset("grr"), SMALL), REGISTRY)
+    twin = with_field(cell, "image.position", "rope(theta=10000)")
+    grid = Grid(name="g", summary="", cells={"one": cell, "two": twin})
+    costs, skipped, same = _price(grid, Recipe(), 8, REGISTRY)
+    assert (list(costs), skipped, same) == (["one"], {}, {"two": "one"})
+
+
+def test_a_plugin_that_breaks_is_named_before_anything_runs(tmp_path: Path) -> None:
+    source = Path(DYT).read_text().replace('"dyt"', '"breaks"')
+    for line, message in (
+        ("        return x[:, :3, :3]", "cannot take a training step"),
+        ("        raise ValueError('boom')", r"breaks\.py:\d+: ValueError: boom"),
+    ):
+        file = tmp_path / "breaks.py"
+        file.write_text(
+            source.replace("        return (torch.tanh", f"{line}\n        (torch.tanh")
+        )
+        with pytest.raises(UsageError, match=message) as caught:
+            make_plan("smoke", "nano", 1, {"data": "embedded:stamps"}, load_registry([str(file)]))
+        assert "cell 'grr norm=breaks'" in str(caught.value)
+        assert "look at norm/breaks" in str(caught.value)
+        file.unlink()
+        sys.modules.pop(next(n for n in sys.modules if n.startswith("coca_blocks_plugin_breaks")))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("ful", "nano", None, {}), "no grid named 'ful'; did you mean 'full'"),
     (("full", "nanu", None, {}), "no size named 'nanu'; did you mean 'nano'"),
-    (("full", "nano", 0, {}), "seeds must be at least 1, got 0"),
+    (("full", "nano", 0, {}), "seeds must be from 1 to 1000, got 0"),
     (("full", "nano", 1, {"stesp": 3}), "no field named 'stesp'; did you mean 'steps'"),
-    (("full", "nano", 1, {"image.norm": "rmsnorm"}), "image.norm is what grid 'full' varies"),
-    (("paper", "nano", 1, {"*.norm": "rmsnrm"}), "no norm named 'rmsnrm'"),
+    (("full", "nano", 1, {"image.norm": "rmsnorm"}), "image.norm cannot be set"),
+    (("paper", "nano", 1, {"text.norm": "rmsnrm"}), "no norm named 'rmsnrm'"),
+    (("paper", "nano", 1, {"*.norm": "derf"}), r"\*\.norm cannot be set"),
+    (("paper", "nano", 1, {"image.attention": "mha(backend='flex')"}), "needs CUDA, got cpu"),
+    (("paper", "nano", 1, {"context": 2}), "context must be at least 3"),
+    (("paper", "nano", 1, {"data": "embedded:stamps", "vocabulary": 10}), "at least 259"),
     (("paper", "nano", 1, {"data": "embedded:x"}), "no embedded data set named 'x'"),
     (("paper", "nano", 1, {"data": "embedded:stamps", "batch": 5000}), "fewer than a batch"),
     (("smoke", "nano", 1, {"data": "embedded:stamps", "image.heads": 7}), "no cell of grid"),

@@ -15,6 +15,7 @@ from ablate.statistics import (
     sign_flip_p,
     smallest_p,
     t_interval,
+    t_test_p,
     verdict,
 )
 
@@ -37,7 +38,8 @@ def test_a_hand_computed_paired_effect() -> None:
     assert found.estimate == pytest.approx(20)
     half = 4.302653 * 10 / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((20 - half, 20 + half), abs=1e-4)
-    assert found.p == pytest.approx(0.25)
+    assert found.p_exact == pytest.approx(0.25)
+    assert found.p == pytest.approx(0.0741799, abs=1e-6)  # t = 3.4641 on 2 degrees of freedom
     assert found.verdict == "inconclusive"
     assert found.seeds == (0, 1, 2)
 
@@ -46,6 +48,7 @@ def test_intervals_and_p_agree_with_scipy() -> None:
     values = np.random.default_rng(0).normal(1, 2, 8)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert t_interval(values) == pytest.approx(tuple(expected))
+    assert t_test_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     permuted = stats.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=np.inf
     )
@@ -88,25 +91,36 @@ def test_the_primary_contrast_is_not_adjusted() -> None:
         Contrast(name="t", pairs=(("b", "c"),)),
     ]
     primary, *secondary = effects(contrasts, "loss", cells)
-    assert primary.p_adjusted == primary.p == 0.25
-    assert [e.p_adjusted for e in secondary] == [0.5, 0.5]
+    assert primary.p_adjusted == primary.p < 0.05
+    assert primary.verdict == "improved"
+    assert [e.p_adjusted for e in secondary] == pytest.approx(holm([e.p for e in secondary]))
+    assert min(e.p_adjusted for e in secondary) > min(e.p for e in secondary)
 
 
-@pytest.mark.parametrize(("low", "high", "seeds", "word"), [
-    (0.1, 1, 3, "improved"), (-2, -1, 3, "worse"), (-1, 1, 3, "inconclusive"),
-    (0.1, 1, 2, "too few seeds"),
+def test_a_secondary_verdict_goes_by_the_adjusted_p() -> None:
+    cells = losses(a=[10.0, 10.1, 9.9], b=[9.7, 9.6, 9.6])
+    many = [Contrast(name=str(i), pairs=(("a", "b"),)) for i in range(20)]
+    assert effect(many[0], "loss", cells).verdict == "improved"
+    assert {e.verdict for e in effects(many, "loss", cells)} == {"inconclusive"}
+
+
+@pytest.mark.parametrize(("estimate", "p", "seeds", "word"), [
+    (0.1, 0.04, 3, "improved"), (-2, 0.04, 3, "worse"), (1, 0.06, 3, "inconclusive"),
+    (0.1, 0.04, 2, "too few seeds"),
 ])  # fmt: skip
-def test_verdicts(low: float, high: float, seeds: int, word: str) -> None:
-    assert verdict(low, high, seeds) == word
+def test_verdicts(estimate: float, p: float, seeds: int, word: str) -> None:
+    assert verdict(estimate, p, seeds) == word
 
 
 def test_intervals_cover_and_verdicts_err_at_the_nominal_rate() -> None:
     generator, runs = np.random.default_rng(1), 4000
     covered = wrong = 0
     for _ in range(runs):
-        low, high = t_interval(generator.normal(0.0, 1.0, 3))
+        values = generator.normal(0.0, 1.0, 3)
+        low, high = t_interval(values)
         covered += low <= 0 <= high
-        wrong += verdict(low, high, 3) != "inconclusive"
+        wrong += verdict(values.mean(), t_test_p(values), 3) != "inconclusive"
+        assert (low <= 0 <= high) == (t_test_p(values) >= 0.05)
     assert covered / runs == pytest.approx(0.95, abs=0.012)
     assert wrong / runs == pytest.approx(0.05, abs=0.012)
 

@@ -121,15 +121,20 @@ def test_divergence_is_an_error_that_says_where(shapes: str, tmp_path: Path) -> 
         training.step()
 
 
-def test_only_matrices_decay() -> None:
-    model = CoCa(small())
-    decayed, others = adamw(model, Recipe()).param_groups
-    assert decayed["weight_decay"] == Recipe().weight_decay
-    assert others["weight_decay"] == 0
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert all(p.ndim < 2 for p in others["params"])
-    both = sum(len(group["params"]) for group in (decayed, others))
-    assert both == len(list(model.parameters()))
+def test_only_the_matrices_of_linear_maps_decay() -> None:
+    model = CoCa(small(**{"image.position": "rope_mixed", "text.position": "learned"}))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = (
+        {names[id(p)] for p in group["params"]} for group in adamw(model, Recipe()).param_groups
+    )
+    assert decayed | others == set(names.values())
+    assert decayed & others == set()
+    assert all(name.endswith(".weight") for name in decayed)
+    for part in ("gain", "bias", "table", "queries", "frequencies", "tokens", "cls", "log_scale"):
+        assert any(part in name for name in others), part
+        assert not any(part in name.split(".") for name in decayed), part
+    weights = [group["weight_decay"] for group in adamw(model, Recipe()).param_groups]
+    assert weights == [Recipe().weight_decay, 0.0]
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:
@@ -191,9 +196,11 @@ def test_keys_change_with_everything_that_matters(shapes: str) -> None:
     ({"stepz": 1}, "no field of a recipe named 'stepz'; did you mean 'steps'"),
     ({"steps": 1.5}, "steps=1.5 is float, must be int"),
     ({"steps": 0}, "steps must be at least 1, got 0"),
-    ({"lr": -1}, "lr must be above 0, got -1"),
-    ({"lr": math.nan}, "lr must be above 0, got nan"),
+    ({"lr": -1}, "lr must be above 0 and finite, got -1"),
+    ({"lr": math.nan}, "lr must be above 0 and finite, got nan"),
     ({"batch": 10, "accumulate": 3}, r"batch \(10\) must be a multiple of accumulate \(3\)"),
+    ({"evaluate": 500}, r"evaluate \(500\) must be at most steps \(240\)"),
+    ({"evaluation_batch": 1}, "evaluation_batch must be at least 2"),
     ({"precision": "fp8"}, "no precision named 'fp8'"),
     ({"crop": 0.0}, "crop must be above 0 and at most 1"),
 ])  # fmt: skip

@@ -193,6 +193,17 @@ def test_cost_counts_what_is_built() -> None:
     assert twice.step_flops == pytest.approx(2 * counted.step_flops, rel=0.01)
 
 
+def test_residual_streams_are_fp32_under_autocast() -> None:
+    model, seen = CoCa(small("original")), {}
+    for name in ("image", "text", "multimodal"):
+        layer = getattr(model, name).stack.layers[0]
+        layer.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.dtype}))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(*inputs())
+    assert set(seen.values()) == {torch.float32}
+    assert out.image.dtype == out.text.dtype == torch.float32
+
+
 def test_dropout_acts_in_training_only() -> None:
     model = CoCa(small(dropout=0.5))
     batch = inputs()

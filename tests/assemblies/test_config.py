@@ -32,7 +32,7 @@ def test_with_field_changes_one_or_all_towers() -> None:
     ("image", "rmsnorm", "no field of a cell named 'image'"),
     ("image.depth", 2.5, "image.depth=2.5 is float, must be int"),
     ("image.norm", 3, "image.norm=3 is int, must be str"),
-    ("image.depth", 0, "image.depth must be above 0, got 0"),
+    ("image.depth", 0, "image.depth must be above 0 and finite, got 0"),
     ("image.patch", 7, "must be a multiple of image.patch"),
     ("dropout", 1.0, "dropout must be at least 0 and below 1"),
     ("image.placement", "bfore", "no image.placement named 'bfore'"),

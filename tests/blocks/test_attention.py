@@ -151,3 +151,13 @@ def test_the_gate_is_a_sigmoid_of_the_input() -> None:
     plain.load_state_dict({k: v for k, v in block.state_dict().items() if "gate" not in k})
     half = 0.5 * (plain(x) - plain.leave.bias) + plain.leave.bias
     torch.testing.assert_close(block(x), half, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spelling", ["mha(gate=True)", "mha(qk_norm=True)", "gqa(kv_heads=2)"])
+def test_options_leave_the_rest_paired(spelling: str) -> None:
+    torch.manual_seed(0)
+    plain = build("mha").state_dict()
+    torch.manual_seed(0)
+    other = build(spelling).state_dict()
+    for name in ("query.weight", "leave.weight"):
+        assert torch.equal(plain[name], other[name])
