@@ -89,7 +89,8 @@ def measure(
         ours.append(seconds(run, block, x))
         theirs.append(seconds(run_reference, reference, x))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        step(run, ready(registry, spec.kind, own_spelling(spec), site)[0], x.to("meta"))
+        like = torch.empty_like(x, device="meta", requires_grad=True)
+        step(run, ready(registry, spec.kind, own_spelling(spec), site)[0], like)
     return {
         "block": f"{spec.kind}/{spec.name}",
         "site": where,
