@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -97,12 +98,16 @@ def serve(store: str, port: int) -> int:
     }
     with tempfile.TemporaryFile(mode="w+") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
-        try:
-            code = server.wait()
-        except KeyboardInterrupt:
+        stopped = threading.Event()
+
+        def stop(number: int, frame: object) -> None:
+            stopped.set()
             server.terminate()
-            server.wait()
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had SIGINT ignored
+            signal.signal(number, stop)
+        code = server.wait()
+        if stopped.is_set():
             return 0
         if code > 0:
             log.seek(0)

@@ -54,7 +54,10 @@ def test_the_ui_answers_on_loopback_and_leaves_nothing(
             assert answers(f"http://127.0.0.1:{port}/health") == "OK"
         finally:
             server.send_signal(stop)
-            assert server.wait(timeout=30) == 0
+            try:
+                assert server.wait(timeout=30) == 0
+            finally:
+                server.kill()
     assert not busy(port)
 
 
