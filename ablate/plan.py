@@ -13,12 +13,12 @@ import torch
 
 from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
-from ablate.grid import Contrast, Grid
+from ablate.grid import Contrast, Grid, swap
 from ablate.grids import make_grid
 from ablate.recipe import RECIPES, Recipe, with_fields
 from ablate.statistics import smallest_p
 from ablate.trial import Trial, make_trial
-from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset, with_field
+from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
 from assemblies.config import flatten
 from blocks import Registry, Unsupported, UsageError, parse
 from blocks.errors import unknown
@@ -70,9 +70,7 @@ def make_plan(
     _refuse_varied(for_cell)
 
     def change(cell: CoCaConfig) -> CoCaConfig:
-        for path, value in for_cell.items():
-            cell = with_field(cell, path, value)
-        return normalise(cell, registry)
+        return normalise(swap(cell, for_cell), registry)
 
     grid = make_grid(grid_name, size, registry, change)
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
