@@ -17,6 +17,7 @@ from ablate.grid import Contrast, Grid, swap
 from ablate.grids import make_grid
 from ablate.recipe import RECIPES, Recipe, with_fields
 from ablate.statistics import smallest_p
+from ablate.train import loss_weights
 from ablate.trial import Trial, make_trial
 from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
 from assemblies.config import flatten
@@ -152,6 +153,7 @@ def _price(
     for name, given in grid.cells.items():
         cell = normalise(given, registry)
         _require_backends(cell)
+        loss_weights(cell, recipe)
         if cell in first:
             same[name] = first[cell]
             continue

@@ -97,7 +97,11 @@ def all_effects(plan: Plan, ledger: Ledger) -> list[Effect]:
         for effect in effects(
             plan.contrasts,
             metric,
-            {(t.name, t.seed): found[f"test/{metric}"] for t, found in results if found},
+            {
+                (t.name, t.seed): found[f"test/{metric}"]
+                for t, found in results
+                if found and f"test/{metric}" in found
+            },
         )
     ]
 
@@ -108,7 +112,7 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     main = {e.metric: e for e in found if e.contrast == primary}
     if not main or not main["coca"].seeds:
         return "No contrast is complete yet."
-    words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items()]
+    words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items() if e.seeds]
     seeds = len(main["coca"].seeds)
     sentences = [
         f"{primary}: improvement in {', '.join(words)}, over {_count(seeds)}.",
@@ -182,7 +186,10 @@ def _cell_table(plan: Plan, ledger: Ledger) -> Table:
     for name, price in plan.costs.items():
         trials = plan.of_cell(name)
         done = [m for m in (ledger.metrics(trial) for trial in trials) if m]
-        values = [_mean_and_deviation([m[f"test/{k}"] for m in done]) for k in (*METRICS, *RECALLS)]
+        values = [
+            _mean_and_deviation([m[f"test/{k}"] for m in done if f"test/{k}" in m])
+            for k in (*METRICS, *RECALLS)
+        ]
         seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
         rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
     return Table(

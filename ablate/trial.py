@@ -67,12 +67,13 @@ def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
     from ablate import evaluate, train
     from ablate.data import batches, tokenizer
-    from assemblies import coca, config, construct, layer, losses, towers
+    from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
     from blocks import attention, auxiliary, kernels, pooling, projections
 
-    ours = (evaluate, train, batches, tokenizer, coca, config, construct, layer, losses, towers)
+    ours = (evaluate, train, batches, tokenizer)
+    model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
     shared = (auxiliary, attention, kernels, pooling, projections)
-    texts = [inspect.getsource(module) for module in (*ours, *shared)]
+    texts = [inspect.getsource(module) for module in (*ours, *model, *shared)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from assemblies.coca import CoCa, CoCaOutput
+from assemblies.coca import CoCa, CoCaOutput, Embeddings
 from assemblies.config import CoCaConfig, ImageConfig, TowerConfig, normalise, with_field
 from assemblies.cost import Cost, cost
 from assemblies.losses import captioning_loss, contrastive_chance, contrastive_loss
@@ -14,6 +14,7 @@ __all__ = [
     "CoCaConfig",
     "CoCaOutput",
     "Cost",
+    "Embeddings",
     "ImageConfig",
     "TowerConfig",
     "captioning_loss",
