@@ -5,22 +5,27 @@ from __future__ import annotations
 from assemblies.coca import CoCa, CoCaOutput, Embeddings
 from assemblies.config import CoCaConfig, ImageConfig, TowerConfig, normalise, with_field
 from assemblies.cost import Cost, cost
+from assemblies.generate import Captions, Decoding, Marks, generate
 from assemblies.losses import captioning_loss, contrastive_chance, contrastive_loss
 from assemblies.presets import SIZES, preset
 
 __all__ = [
     "SIZES",
+    "Captions",
     "CoCa",
     "CoCaConfig",
     "CoCaOutput",
     "Cost",
+    "Decoding",
     "Embeddings",
     "ImageConfig",
+    "Marks",
     "TowerConfig",
     "captioning_loss",
     "contrastive_chance",
     "contrastive_loss",
     "cost",
+    "generate",
     "normalise",
     "preset",
     "with_field",
