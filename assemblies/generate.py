@@ -64,7 +64,7 @@ class Decoding:
             raise UsageError("top_k and top_p choose among draws: set a temperature above 0")
         if self.beams > 1 and self.temperature > 0:
             raise UsageError("beam search looks for the likeliest caption: set temperature to 0")
-        if not 1 <= self.minimum or 0 < self.maximum < self.minimum:
+        if not self.minimum >= 1 or 0 < self.maximum < self.minimum:
             raise UsageError(
                 f"minimum must be at least 1 and at most maximum, got {self.minimum} and "
                 f"{self.maximum}"

@@ -141,7 +141,9 @@ def test_sampling_is_seeded_and_follows_the_distribution() -> None:
         return torch.bincount(ids, minlength=4) / len(ids)
 
     torch.testing.assert_close(drawn(), shares[0], atol=0.02, rtol=0)
-    torch.testing.assert_close(drawn(top_k=2), torch.tensor([0.625, 0.375, 0, 0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        drawn(top_k=2), torch.tensor([0.625, 0.375, 0, 0]), atol=0.02, rtol=0
+    )
     torch.testing.assert_close(drawn(top_p=0.5), torch.tensor([1.0, 0, 0, 0]), atol=0, rtol=0)
     expected = torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95
     torch.testing.assert_close(drawn(top_p=0.81), expected, atol=0.02, rtol=0)

@@ -154,9 +154,7 @@ def rank_losses(rank: int, world: int, address: str, bias: float | None, out: st
     mine = slice(rank * 3, rank * 3 + 3)
     image = whole.image[mine].clone().requires_grad_()
     text = whole.text[mine].clone().requires_grad_()
-    loss = contrastive_loss(
-        whole._replace(image=image, text=text), groups[mine], distributed=True
-    )
+    loss = contrastive_loss(whole._replace(image=image, text=text), groups[mine], distributed=True)
     loss.backward()
     states, head, tokens, lengths = caption_case()
     row = slice(rank, rank + 1)  # rank 0 has three tokens to predict, rank 1 has two
