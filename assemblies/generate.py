@@ -127,7 +127,8 @@ class Decoder:
         new = tokens if text is None else tokens[:, len(text[0].own) :]
         stream = self.text.read(new, cache=text)
         states = self.multimodal(stream, self.image_tokens, cache=multimodal)
-        return (states[:, -1] @ self.head.T.to(states.dtype)).float()
+        logits: Tensor = states[:, -1] @ self.head.T.to(states.dtype)
+        return logits.float()
 
     def select(self, rows: Tensor) -> None:
         """Go on from these rows [r], in groups of one image that keep their order."""

@@ -159,7 +159,7 @@ def test_what_is_missing_or_unexpected_is_listed() -> None:
         UsageError, match=r"missing \['text.ln_final.weight'\], unexpected \['visual"
     ):
         from_open_clip(state)
-    with pytest.raises(UsageError, match="no 'visual.conv1.weight'"):
+    with pytest.raises(UsageError, match=r"no 'visual\.conv1\.weight'"):
         from_open_clip({})
 
 
