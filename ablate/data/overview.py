@@ -38,15 +38,14 @@ def _caption_facts(pairs: Pairs) -> dict[str, Any]:
     texts = [text for captions in pairs.captions for text in captions]
     words = [len(text.split()) for text in texts]
     counts = [len(captions) for captions in pairs.captions]
-    mean = len(texts) / len(counts)
     sizes = np.bincount(pairs.groups)
     return {
         "number": len(texts),
         "distinct": len(set(map(same_words, texts))),
         "per_pair": {
-            "least": min(per_pair),
-            "mean": len(texts) / len(per_pair),
-            "most": max(per_pair),
+            "least": min(counts),
+            "mean": len(texts) / len(counts),
+            "most": max(counts),
         },
         "words": {
             "median": float(np.median(words)),
@@ -82,7 +81,7 @@ def describe(facts: dict[str, Any]) -> str:
     if facts["refused"]:
         lines.append(
             f"a study would refuse this set: {facts['skipped_share']:.1%} of its pairs cannot be "
-            f"used, and at most {max_skipped():.4g} of them may (COCA_BLOCKS_MAX_SKIPPED)"
+            f"used, and at most {100 * max_skipped():.4g}% may (COCA_BLOCKS_MAX_SKIPPED)"
         )
     return "\n".join(lines)
 
@@ -111,7 +110,7 @@ def write_sheet(pairs: Pairs, path: Path) -> None:
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     """Return the first lines of a text, each as wide as a picture at most."""
     lines = [""]
-    for word in text.split():
+    for word in (word[:20] for word in text.split()):
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= PICTURE:
             lines[-1] = longer

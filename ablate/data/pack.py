@@ -106,7 +106,8 @@ def _add(archive: tarfile.TarFile, key: str, image: Image.Image, row: Row) -> No
     if row.weight != 1:
         raise UsageError("a pack has no weights: pack the parts of a mixture each by itself")
     encoded = io.BytesIO()
-    image.save(encoded, "webp", lossless=True)
+    # The least effort: 11% larger than with the most that Pillow takes by itself, 20 times faster.
+    image.save(encoded, "webp", lossless=True, method=0, quality=20)
     facts = {"caption": row.captions[0], "captions": row.captions, "key": row.key}
     if row.split:
         facts["split"] = row.split

@@ -81,9 +81,7 @@ def decode_pairs(uri: str, size: int, tick: Tick = lambda: None) -> Pairs:
         facts = json.loads((entry / "pairs.json").read_text(encoding="utf-8"))
         images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"decoded data in {str(entry)!r} is damaged ({error}); delete it"
-        ) from None
+        raise UsageError(f"decoded data {str(entry)!r} is damaged ({error}); delete it") from None
     return Pairs(uri=uri, images=images, **facts)
 
 
@@ -102,7 +100,7 @@ def refuse_poor(
     if lost > limit * (usable + lost):
         raise UsageError(
             f"data {uri!r}: {lost} of {usable + lost} pairs cannot be used ({reasons}); "
-            f"at most {limit:.4g} of them may be skipped (COCA_BLOCKS_MAX_SKIPPED)"
+            f"at most {100 * limit:.4g}% may be skipped (COCA_BLOCKS_MAX_SKIPPED)"
         )
 
 

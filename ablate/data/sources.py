@@ -120,6 +120,8 @@ def _options(rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
 
 def _mixture(rest: str) -> Source:
     parts = [_part(text.strip()) for text in rest.split(";") if text.strip()]
+    if not parts:
+        raise UsageError(f"data 'mixture:{rest}' names nothing; write {SCHEMES['mixture'].form}")
     files = [path for _, _, source in parts for path in source.files]
 
     def read() -> Iterator[Row]:
