@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: cannot write {error.filename!r}: {error.strerror}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if options.command == "pack" else ""
+        print(f"stopped{goes_on}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ablate.data.images import Undecodable
-from ablate.data.pairs import decode_row, refuse_poor
+from ablate.data.images import Undecodable, decode_rows
+from ablate.data.pairs import refuse_poor
 from ablate.data.rows import Problems, Row, with_bytes
 from ablate.data.sources import open_source
 from ablate.files import atomic, digest, read_json, write_json
@@ -47,7 +47,8 @@ def pack(
     if size < 1 or per_shard < 1:
         raise UsageError(f"--size and --shard must be at least 1, got {size} and {per_shard}")
     source = open_source(uri)
-    claim_directory(out, {"source": digest([uri, source.stamps()]), "size": size}, uri, per_shard)
+    files = digest(source.stamps())
+    _claim_directory(out, {"uri": uri, "files": files, "size": size, "per_shard": per_shard})
     rows, done = source.read(), list[PackedShard]()
     for first in rows:  # of each shard
         chunk = chain([first], islice(rows, per_shard - 1))
@@ -61,9 +62,8 @@ def pack(
     return done
 
 
-def claim_directory(out: Path, order: dict[str, str | int], uri: str, per_shard: int) -> None:
+def _claim_directory(out: Path, order: dict[str, str | int]) -> None:
     """Mark a directory as this pack's; refuse one that holds anything else."""
-    order = {"uri": uri, **order, "per_shard": per_shard}
     if out.exists() and not out.is_dir():
         raise UsageError(f"{str(out)!r} is a file; name a directory")
     known = read_json(out / "pack.json")
@@ -74,7 +74,7 @@ def claim_directory(out: Path, order: dict[str, str | int], uri: str, per_shard:
     elif known != order:
         changed = next(name for name in order if known.get(name) != order[name])
         words = f"{changed}={known.get(changed)!r}, now {order[changed]!r}"
-        if changed == "source":
+        if changed == "files":
             words = "the same files as they were before a change"
         raise UsageError(f"directory {str(out)!r} holds a pack of {words}; name another")
 
@@ -89,11 +89,9 @@ def _pack_shard(path: Path, rows: Iterable[Row], size: int) -> PackedShard:
         return PackedShard(path, facts["pairs"], problems, kept=True)
     problems, pairs = Problems(), 0
     with atomic(path) as temporary, tarfile.open(temporary, "w") as archive:
-        for row in map(with_bytes, rows):
-            try:
-                pixels = decode_row(row, size)
-            except Undecodable as error:
-                problems.add(str(error), row.key)
+        for row, pixels in decode_rows(map(with_bytes, rows), size):
+            if isinstance(pixels, Undecodable):
+                problems.add(str(pixels), row.key)
                 continue
             _add(archive, f"{path.stem}{pairs:06d}", Image.fromarray(pixels), row)
             pairs += 1

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ablate.data.cache import claim
-from ablate.data.images import Pixels, Undecodable, decode
+from ablate.data.images import Pixels, Undecodable, decode_rows
 from ablate.data.rows import Problems, Row, Source, same_words
 from ablate.data.sources import open_source
 from ablate.files import digest
@@ -121,12 +121,10 @@ def _decode_into(directory: Path, *, source: Source, uri: str, size: int, tick: 
     problems, rows, hashes = Problems(), list[Row](), list[str]()
     unsorted = directory / "unsorted"
     with unsorted.open("wb") as file:
-        for row in source.rows():
+        for row, pixels in decode_rows(source.rows(), size):
             tick()
-            try:
-                pixels = decode_row(row, size)
-            except Undecodable as error:
-                problems.add(str(error), row.key)
+            if isinstance(pixels, Undecodable):
+                problems.add(str(pixels), row.key)
                 continue
             file.write(pixels.tobytes())
             rows.append(row._replace(image=b""))
@@ -137,14 +135,6 @@ def _decode_into(directory: Path, *, source: Source, uri: str, size: int, tick: 
     _write_in_order(directory / "images.npy", unsorted, order, size)
     unsorted.unlink()
     (directory / "pairs.json").write_text(json.dumps(facts), encoding="utf-8")
-
-
-def decode_row(row: Row, size: int) -> Pixels:
-    """Return a row's pixels; raises `Undecodable` with the reason why it cannot be used."""
-    if row.problem:
-        raise Undecodable(row.problem)
-    assert isinstance(row.image, bytes), row.key
-    return decode(row.image, size)
 
 
 def settle(

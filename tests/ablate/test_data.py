@@ -45,7 +45,7 @@ def test_embedded_sets_carry_their_licences() -> None:
 
 def test_a_set_is_decoded_once(shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_pairs(shapes, 24)
-    monkeypatch.setattr("ablate.data.pairs.decode", None)
+    monkeypatch.setattr("ablate.data.images.decode", None)
     again = open_pairs(shapes, 24)
     assert isinstance(again.images, np.memmap)
     assert again.fingerprint == first.fingerprint

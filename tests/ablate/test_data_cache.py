@@ -20,12 +20,12 @@ from blocks import UsageError
 # Opens a set with slow decoding in some processes at once; each says what it decoded and found.
 OPEN = """
 import multiprocessing, sys, time
-from ablate.data import pairs
+from ablate.data import images, pairs
 
 uri, processes, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 context = multiprocessing.get_context("fork")
 barrier = context.Barrier(processes)
-decode, done = pairs.decode, []
+decode, done = images.decode, []
 
 def slow(*given):
     done.append(1)
@@ -38,7 +38,7 @@ def work():
     sys.stdout.write(f"{len(done)} {found.fingerprint} {found.images.sum()}\\n")
     sys.stdout.flush()
 
-pairs.decode = slow
+images.decode = slow
 workers = [context.Process(target=work) for _ in range(processes - 1)]
 for worker in workers:
     worker.start()

@@ -220,6 +220,7 @@ def test_a_source_yields_rows_as_the_documents_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it closes no file
 def test_webdataset_reads_what_pack_writes(tmp_path: Path, reference: str) -> None:
     import webdataset  # type: ignore[import-untyped]
 
