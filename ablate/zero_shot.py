@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablate.data.sources import IMAGE_SUFFIXES
+from ablate.data.rows import IMAGE_SUFFIXES
 from blocks import UsageError
 
 TEMPLATES = (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ablate.data.batches import EncodedSplit, TrainBatches, encode_split, evaluation_batches
-from ablate.data.sources import SPLITS, Pairs, open_pairs
+from ablate.data.pairs import Pairs, open_pairs
+from ablate.data.rows import SPLITS
 from ablate.data.tokenizer import open_tokenizer
 
 __all__ = [

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ablate.data.sources import Pairs
+from ablate.data.pairs import Pairs
 from ablate.data.tokenizer import PAD, encode
 from ablate.recipe import Recipe
 from assemblies.construct import stream_seed

@@ -1,71 +1,48 @@
-"""Sources of image-caption pairs by URI, decoded once per machine into a memory-mapped cache.
-
-``embedded:NAME`` is a set that ships with the package; ``webdataset:PATTERN`` reads your own
-.tar or .tar.gz shards (a glob) with ``.jpg/.jpeg/.png/.webp`` beside ``.txt`` or ``.json``.
-"""
+"""Sources of image-caption pairs by URI: what may be written, and who reads it."""
 
 from __future__ import annotations
 
+import difflib
 import glob
-import gzip
-import hashlib
-import io
-import json
-import os
-import shutil
-import tarfile
-import tempfile
-import zlib
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from urllib.parse import unquote
 
-import numpy as np
-from PIL import Image, ImageOps
+from braceexpand import braceexpand
 
-from ablate.files import cache_directory, digest
+from ablate.data.formats import open_coco, open_csv, open_flickr30k, open_karpathy, open_parquet
+from ablate.data.rows import SPLITS, Row, Source
+from ablate.data.shards import open_folder, open_shards
 from blocks import UsageError
 from blocks.errors import unknown
 
-SPLITS = ("train", "val", "test")
 EMBEDDED = Path(__file__).parent / "embedded"
-IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
-MAX_PIXELS = 64_000_000
-MAX_SKIPPED = 0.01  # above this share of unusable pairs a source is refused
-CACHE_VERSION = 1
+MAX_WEIGHT = 100
+PART = re.compile(r"(?:(?P<split>[^=:*]*)=)?(?:(?P<weight>[^=:*]*)\*)?(?P<uri>.*)", re.DOTALL)
 
 
-class Row(NamedTuple):
-    """One pair as it stands in a source."""
+class Scheme(NamedTuple):
+    """A kind of source: how it is written, and what opens the part behind the colon."""
 
-    key: str
-    image: bytes
-    captions: list[str]
-    split: str | None
-    problem: str = ""  # why the pair cannot be used, if it cannot
+    form: str
+    open: Callable[[str], Source]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pairs:
-    """A decoded set: images uint8 [n s s 3], captions, splits and caption groups.
-
-    Pairs that share a caption are of one group: they are no negatives of each other, and stand in
-    one split. ``fingerprint`` is a hash of the content; ``skipped`` counts pairs by reason.
-    """
-
-    uri: str
-    images: np.ndarray[Any, np.dtype[np.uint8]]
-    captions: list[list[str]]
-    splits: list[str]
-    groups: list[int]
-    fingerprint: str
-    skipped: dict[str, int]
-
-    def indices(self, split: str) -> list[int]:
-        """Return the rows of a split."""
-        return [i for i, name in enumerate(self.splits) if name == split]
+def open_source(uri: str) -> Source:
+    """Return the source that a URI names; raises `UsageError` for what does not exist."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon:
+        names = embedded_names()
+        hint = f"did you mean 'embedded:{uri}'? " if uri in names else ""
+        forms = ", ".join(scheme.form for scheme in SCHEMES.values())
+        raise UsageError(f"cannot read data {uri!r}; {hint}write one of {forms}")
+    if scheme not in SCHEMES:
+        raise unknown("kind of data source", scheme, SCHEMES)
+    if not rest:
+        raise UsageError(f"data {uri!r} names nothing; write {SCHEMES[scheme].form}")
+    return SCHEMES[scheme].open(rest)
 
 
 def embedded_names() -> list[str]:
@@ -73,208 +50,139 @@ def embedded_names() -> list[str]:
     return sorted(path.name.removesuffix("-64.tar.gz") for path in EMBEDDED.glob("*-64.tar.gz"))
 
 
-def open_pairs(uri: str, size: int) -> Pairs:
-    """Return the pairs of a source with images of ``size`` pixels, decoded at most once.
-
-    Raises `UsageError` for an unknown source, a missing path, a corrupt shard or an empty set.
-    """
-    shards = find_shards(uri)
-    contents = [hashlib.sha256(_read(shard)).hexdigest() for shard in shards]
-    key = digest([CACHE_VERSION, contents, size])
-    directory = cache_directory() / "decoded" / key[:32]
-    if not (directory / "pairs.json").exists():
-        _decode_into(directory, uri, shards, size)
-    facts = json.loads((directory / "pairs.json").read_text(encoding="utf-8"))
-    images = np.load(directory / "images.npy", mmap_mode="r", allow_pickle=False)
-    return Pairs(uri=uri, images=images, **facts)
-
-
-def find_shards(uri: str) -> list[Path]:
-    """Return the files that a URI names, sorted."""
-    scheme, colon, rest = uri.partition(":")
-    if not colon or scheme not in ("embedded", "webdataset"):
-        raise UsageError(
-            f"cannot read data {uri!r}; write embedded:NAME ({', '.join(embedded_names())}) "
-            "or webdataset:PATTERN, such as webdataset:/data/cc12m/*.tar"
-        )
-    if scheme == "embedded":
-        if rest not in embedded_names():
-            raise unknown("embedded data set", rest, embedded_names())
-        return [EMBEDDED / f"{rest}-64.tar.gz"]
-    if not rest:
-        raise UsageError("data 'webdataset:' names no file; write webdataset:/data/*.tar")
-    found = sorted(Path(name) for name in glob.glob(str(Path(rest).expanduser())))
+def find_files(pattern: str) -> list[Path]:
+    """Return the files that a pattern with {00..09} and * names, sorted."""
+    text = str(Path(pattern).expanduser())
+    if Path(text).is_file():  # whatever its name looks like
+        return [Path(text)]
+    try:
+        pieces = list(braceexpand(text))
+    except ValueError as error:
+        raise UsageError(f"cannot expand {pattern!r}: {error}") from None
+    found: set[Path] = set()
+    for piece in pieces:
+        matches = [Path(name) for name in glob.glob(piece, recursive=True)]
+        if not matches and piece != text:
+            raise UsageError(f"no file {piece!r} (of {pattern!r})")
+        found.update(path for path in matches if path.is_file())
     if not found:
-        raise UsageError(f"no file matches {rest!r} (data {uri!r})")
-    return found
+        raise UsageError(f"no file matches {pattern!r}")
+    return sorted(found)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read data file {str(path)!r}: {error.strerror}") from None
+def _embedded(name: str) -> Source:
+    if name not in embedded_names():
+        raise unknown("embedded data set", name, embedded_names())
+    return open_shards([EMBEDDED / f"{name}-64.tar.gz"])
 
 
-def read_rows(shard: Path) -> Iterator[Row]:
-    """Iterate over the pairs of a shard; names inside are labels and never touch the disk."""
-    sample: dict[str, bytes] = {}
-    current = None
-    try:
-        with tarfile.open(fileobj=io.BytesIO(_read(shard)), mode="r:*") as archive:
-            for member in archive:
-                if not member.isfile():
-                    continue
-                stem, _, suffix = member.name.rpartition(".")
-                if stem != current and sample:
-                    yield _row(current or "", sample)
-                    sample = {}
-                current = stem
-                file = archive.extractfile(member)
-                assert file is not None, member.name
-                sample[suffix.lower()] = file.read()
-            _require_end(archive)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        reason = str(error).partition("\n")[0].rstrip(":") or repr(error)
-        raise UsageError(f"shard {str(shard)!r} is corrupt: {reason}") from None
-    if sample:
-        yield _row(current or "", sample)
+def _two(opener: Callable[[Path, Path], Source], form: str) -> Callable[[str], Source]:
+    """Return the opener of what is written as a directory of images, a comma, and a file."""
+
+    def open_both(rest: str) -> Source:
+        images, comma, listing = rest.rpartition(",")
+        if not comma or not images or not listing:
+            raise UsageError(f"got {rest!r}; write {form}")
+        return opener(_directory(images), _file(listing))
+
+    return open_both
 
 
-def _require_end(archive: tarfile.TarFile) -> None:
-    """Refuse an archive without its end mark: tarfile takes one that was cut short for whole."""
-    assert archive.fileobj is not None
-    archive.fileobj.seek(archive.offset)
-    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it ends in the middle (no end-of-archive mark)")
+def _csv(rest: str) -> Source:
+    path, options = _options(rest, ("image", "caption", "split", "separator", "images"))
+    for name in ("image", "caption"):
+        if name not in options:
+            raise UsageError(f"csv:{rest} does not say {name}=COLUMN; write {SCHEMES['csv'].form}")
+    return open_csv(_file(path), options)
 
 
-def _row(key: str, sample: dict[str, bytes]) -> Row:
-    image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), b"")
-    try:
-        facts = json.loads(sample["json"]) if "json" in sample else {}
-        text = sample.get("txt", b"").decode("utf-8")
-    except UnicodeDecodeError:
-        return Row(key, image, [], None, "text is not UTF-8")
-    except ValueError:
-        return Row(key, image, [], None, "JSON cannot be read")
-    if not isinstance(facts, dict):
-        return Row(key, image, [], None, "JSON is no object")
-    given = facts.get("captions") or facts.get("caption") or text
-    captions = given if isinstance(given, list) else [given]
-    if not all(isinstance(caption, str) for caption in captions):
-        return Row(key, image, [], None, "caption is not text")
-    clean = [" ".join(caption.split()) for caption in captions if caption.strip()]
-    split, problem = facts.get("split"), ""
-    if not image:
-        problem = "no image beside the caption (members of a pair must be neighbours)"
-    elif not clean:
-        problem = "no caption"
-    elif split not in (None, *SPLITS):
-        problem = f"split is none of {', '.join(SPLITS)}"
-    return Row(key, image, clean, split, problem)
+def _parquet(rest: str) -> Source:
+    pattern, options = _options(rest, ("image", "caption", "split"))
+    return open_parquet(find_files(pattern), options)
 
 
-def decode(image: bytes, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return RGB pixels [s s 3] on white, the longer side cropped; raises ValueError or OSError."""
-    with Image.open(io.BytesIO(image)) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError("too many pixels")
-        upright = ImageOps.exif_transpose(opened)
-        rgba = upright.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    rgb = Image.alpha_composite(white, rgba).convert("RGB")
-    if rgb.size != (size, size):
-        rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(rgb)
+def _options(rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return what stands before ``?name=value&name=value``, and the options."""
+    path, mark, query = rest.rpartition("?")
+    if not mark or "=" not in query:  # the question mark of a pattern
+        return rest, {}
+    options: dict[str, str] = {}
+    for text in query.split("&"):
+        name, equals, value = text.partition("=")
+        if name not in known:
+            raise unknown("option", name, known)
+        if not equals or not value or name in options:
+            fault = "is given twice" if name in options else "has no value"
+            raise UsageError(f"{name!r} {fault} in {rest!r}")
+        options[name] = unquote(value)
+    return path, options
 
 
-def _decode_into(directory: Path, uri: str, shards: list[Path], size: int) -> None:
-    """Decode all shards into a new cache entry; a second writer at the same time does no harm."""
-    rows, pixels, skipped = [], [], Counter[str]()
-    for row in (row for shard in shards for row in read_rows(shard)):
-        if row.problem:
-            skipped[row.problem] += 1
-            continue
-        try:
-            pixels.append(decode(row.image, size))
-        except (OSError, ValueError, Image.DecompressionBombError):
-            skipped["image cannot be decoded"] += 1
-            continue
-        rows.append(row)
-    _refuse_poor(uri, len(rows), skipped)
-    images = np.stack(pixels)
-    groups = group_by_caption([row.captions for row in rows])
-    splits = assign_splits(rows, groups)
-    facts: dict[str, Any] = {
-        "captions": [row.captions for row in rows],
-        "splits": splits,
-        "groups": groups,
-        "skipped": dict(sorted(skipped.items())),
-    }
-    content = hashlib.sha256(images.tobytes())
-    content.update(digest([facts["captions"], splits]).encode())
-    facts["fingerprint"] = content.hexdigest()
-    _store(directory, images, facts)
+def _mixture(rest: str) -> Source:
+    parts = [_part(text.strip()) for text in rest.split(";") if text.strip()]
+    if not parts:
+        raise UsageError(f"data 'mixture:{rest}' names nothing; write {SCHEMES['mixture'].form}")
+    files = [path for _, _, source in parts for path in source.files]
+
+    def read() -> Iterator[Row]:
+        for split, weight, source in parts:
+            for row in source.read():
+                yield row._replace(split=split or row.split, weight=weight)
+
+    return Source(files, read)
 
 
-def _refuse_poor(uri: str, usable: int, skipped: Counter[str]) -> None:
-    lost = sum(skipped.values())
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items()))
-    if not usable:
-        raise UsageError(f"data {uri!r} holds no usable pair ({reasons or 'no image at all'})")
-    if lost > MAX_SKIPPED * (usable + lost):
+def _part(text: str) -> tuple[str | None, int, Source]:
+    """Return the split, weight and source of ``train=2*folder:/data``, a part of a mixture."""
+    found = PART.fullmatch(text)
+    assert found is not None, text
+    split, weight, uri = found["split"], found["weight"], found["uri"]
+    if split is not None and split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if uri.startswith("mixture:"):
+        raise UsageError(f"a mixture cannot hold another one, got {uri!r}")
+    number = int(weight) if weight and re.fullmatch(r"[0-9]{1,3}", weight) else 0
+    if weight is not None and not 1 <= number <= MAX_WEIGHT:
         raise UsageError(
-            f"data {uri!r}: {lost} of {usable + lost} pairs cannot be used ({reasons}); "
-            f"at most {MAX_SKIPPED:.0%} may be skipped"
+            f"a weight must be a whole number from 1 to {MAX_WEIGHT}, got {weight!r} in {text!r}; "
+            "for 0.5 and 1 write 1 and 2"
         )
+    if number and split in ("val", "test"):
+        raise UsageError(f"a weight says how often training shows a pair; {text!r} trains nothing")
+    return split, number or 1, open_source(uri)
 
 
-def _store(directory: Path, images: np.ndarray[Any, Any], facts: dict[str, Any]) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent))
-    try:
-        np.save(temporary / "images.npy", images, allow_pickle=False)
-        (temporary / "pairs.json").write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(temporary, directory)
-    except OSError:
-        if not (directory / "pairs.json").exists():
-            raise
-    finally:  # another process was first: its entry is the same
-        shutil.rmtree(temporary, ignore_errors=True)
+def _directory(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"no directory {name!r}{_near(path)}")
+    return path
 
 
-def group_by_caption(captions: list[list[str]]) -> list[int]:
-    """Return a group number per pair; pairs that share a caption, ignoring case, share it."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for first, *rest in captions:
-        for other in rest:
-            parent[find(other.casefold())] = find(first.casefold())
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(find(first.casefold()), len(numbers)) for first, *_ in captions]
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no file {name!r}{_near(path)}")
+    return path
 
 
-def assign_splits(rows: list[Row], groups: list[int]) -> list[str]:
-    """Return the split of each row: as given, else by a hash of the caption (90/5/5).
+def _near(path: Path) -> str:
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
 
-    A group never spans splits: a set whose own splits share a caption is refused.
-    """
-    chosen: dict[int, str] = {}
-    for row, group in zip(rows, groups, strict=True):
-        if row.split and chosen.setdefault(group, row.split) != row.split:
-            raise UsageError(
-                f"caption {row.captions[0]!r} stands in the splits {chosen[group]!r} and "
-                f"{row.split!r}; results on held-out data would be flattered"
-            )
-    for row, group in zip(rows, groups, strict=True):
-        if group not in chosen:
-            bucket = int(hashlib.sha256(row.captions[0].casefold().encode()).hexdigest(), 16) % 20
-            chosen[group] = "val" if bucket == 0 else "test" if bucket == 1 else "train"
-    return [chosen[group] for group in groups]
+
+COCO = "coco:IMAGES,ANNOTATIONS.json"
+KARPATHY = "karpathy:IMAGES,dataset_flickr30k.json"
+FLICKR30K = "flickr30k:IMAGES,results.csv"
+SCHEMES = {
+    "embedded": Scheme("embedded:NAME", _embedded),
+    "webdataset": Scheme("webdataset:PATTERN", lambda rest: open_shards(find_files(rest))),
+    "coco": Scheme(COCO, _two(open_coco, COCO)),
+    "karpathy": Scheme(KARPATHY, _two(open_karpathy, KARPATHY)),
+    "flickr30k": Scheme(FLICKR30K, _two(open_flickr30k, FLICKR30K)),
+    "csv": Scheme("csv:FILE?image=COLUMN&caption=COLUMN", _csv),
+    "parquet": Scheme("parquet:PATTERN", _parquet),
+    "folder": Scheme("folder:DIR", lambda rest: open_folder(_directory(rest))),
+    "mixture": Scheme("mixture:2*URI;1*URI", _mixture),
+}

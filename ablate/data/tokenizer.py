@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from ablate.data.sources import Pairs
+from ablate.data.pairs import Pairs
 from ablate.files import atomic, cache_directory, digest
 from blocks import UsageError
 

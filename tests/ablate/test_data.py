@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from samples import draw, png, shapes_rows, write_shard
+from samples import draw, shapes_rows, write_shard
 
 from ablate.data import TrainBatches, encode_split, evaluation_batches, open_pairs, open_tokenizer
 from ablate.data.batches import augment
-from ablate.data.sources import EMBEDDED, decode, embedded_names, group_by_caption
+from ablate.data.pairs import group_by_caption
+from ablate.data.sources import EMBEDDED, embedded_names
 from ablate.data.tokenizer import BEGIN, END, encode
-from ablate.files import cache_directory
 from ablate.recipe import Recipe
 from blocks import UsageError
 
@@ -48,7 +45,7 @@ def test_embedded_sets_carry_their_licences() -> None:
 
 def test_a_set_is_decoded_once(shapes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_pairs(shapes, 24)
-    monkeypatch.setattr("ablate.data.sources.decode", None)
+    monkeypatch.setattr("ablate.data.images.decode", None)
     again = open_pairs(shapes, 24)
     assert isinstance(again.images, np.memmap)
     assert again.fingerprint == first.fingerprint
@@ -62,21 +59,6 @@ def test_the_fingerprint_is_of_content_not_of_place(tmp_path: Path, shapes: str)
     half = write_shard(tmp_path / "half.tar", members[:200])
     fewer = open_pairs(f"webdataset:{half}", 24)
     assert fewer.fingerprint != open_pairs(shapes, 24).fingerprint
-
-
-def test_decoding_is_on_white_and_upright() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(buffer, format="png")
-    assert (decode(buffer.getvalue(), 8) == 255).all()
-    tall = np.zeros((16, 8, 3), dtype=np.uint8)
-    tall[:8, :, 0] = 255
-    image, exif = Image.fromarray(tall), Image.Exif()
-    exif[274] = 3  # upside down
-    buffer = io.BytesIO()
-    image.save(buffer, format="png", exif=exif)
-    upright = decode(buffer.getvalue(), 8)
-    assert upright[0, :, 0].max() < 60
-    assert upright[-1, :, 0].min() > 190
 
 
 def test_pairs_that_share_a_caption_are_one_group() -> None:
@@ -94,71 +76,6 @@ def test_sets_without_splits_are_split_by_caption(shard: Shard) -> None:
     for i in range(0, 200, 2):
         same = [s for s, c in zip(pairs.splits, pairs.captions, strict=True) if c == [f"thing {i}"]]
         assert len(set(same)) <= 1
-
-
-@pytest.mark.parametrize(("uri", "message"), [
-    ("embedded:picture", "no embedded data set named 'picture'; did you mean 'pictures'"),
-    ("pictures", r"cannot read data 'pictures'; write embedded:NAME"),
-    ("webdataset:/nowhere/*.tar", r"no file matches '/nowhere/\*.tar'"),
-])  # fmt: skip
-def test_unknown_sources_say_what_there_is(uri: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        open_pairs(uri, 16)
-
-
-def test_corrupt_shards_are_refused(tmp_path: Path) -> None:
-    whole = write_shard(tmp_path / "whole.tar.gz", shapes_rows(), "w:gz").read_bytes()
-    plain = write_shard(tmp_path / "whole.tar", shapes_rows()).read_bytes()
-    for name, content in (
-        ("cut.tar.gz", whole[: len(whole) // 2]),
-        ("half.tar", plain[: len(plain) // 2 // 512 * 512]),
-        ("odd.tar", plain[: len(plain) // 2 + 100]),
-        ("noise.tar", b"this is no archive" * 100),
-        ("empty.tar", b""),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UsageError, match=rf"shard '.*{name}' is corrupt"):
-            open_pairs(f"webdataset:{tmp_path / name}", 16)
-    assert not list((cache_directory() / "decoded").glob("tmp*"))
-
-
-def test_empty_and_poor_sets_are_refused(shard: Shard) -> None:
-    with pytest.raises(UsageError, match="holds no usable pair"):
-        open_pairs(shard([("a.txt", b"no picture")], "none.tar"), 16)
-    rows = shapes_rows(100)
-    rows[0] = (rows[0][0], b"broken")
-    pairs = open_pairs(shard(rows, "one.tar"), 16)
-    assert pairs.skipped == {"image cannot be decoded": 1}
-    rows[2] = (rows[2][0], b"broken")
-    with pytest.raises(UsageError, match=r"2 of 100 pairs cannot be used .*; at most 1%"):
-        open_pairs(shard(rows, "two.tar"), 16)
-
-
-def test_overlapping_splits_are_refused(shard: Shard) -> None:
-    members = []
-    for i, split in enumerate(("train", "test")):
-        facts = json.dumps({"caption": "the same", "split": split}).encode()
-        members += [(f"{i}.png", draw("red", "dot", i)), (f"{i}.json", facts)]
-    with pytest.raises(UsageError, match="'the same' stands in the splits 'train' and 'test'"):
-        open_pairs(shard(members), 16)
-
-
-def test_names_inside_a_shard_never_touch_the_disk(shard: Shard, tmp_path: Path) -> None:
-    members = [
-        (f"../../escape{i}{end}", content)
-        for i in range(3)
-        for end, content in ((".png", draw("red", "dot", i)), (".txt", b"a thing %d" % i))
-    ]
-    assert len(open_pairs(shard(members), 16).captions) == 3
-    assert list(tmp_path.parent.glob("**/escape*")) == []
-
-
-def test_huge_pictures_are_skipped(shard: Shard) -> None:
-    wide = png(np.zeros((1, 1, 3), dtype=np.uint8))
-    bomb = bytearray(wide)
-    bomb[16:24] = (100_000).to_bytes(4, "big") * 2  # the header claims 10 gigapixels
-    with pytest.raises((ValueError, OSError, Image.DecompressionBombError)):
-        decode(bytes(bomb), 16)
 
 
 def test_tokenizer_round_trip_and_cache(shapes: str) -> None:
@@ -234,21 +151,6 @@ def test_evaluation_order_is_fixed_and_whole(shapes: str) -> None:
     assert [full for _, full in found] == [True, True, False]
     groups = [g for batch, _ in found for g in batch.groups.tolist()]
     assert sorted(groups) == sorted(split.groups.tolist())
-
-
-@pytest.mark.parametrize(("members", "reason"), [
-    ({"txt": "caf\xe9".encode("latin-1")}, "text is not UTF-8"),
-    ({"json": b"{"}, "JSON cannot be read"),
-    ({"json": b"[1]"}, "JSON is no object"),
-    ({"json": b'{"caption": 5}'}, "caption is not text"),
-    ({"txt": b"  "}, "no caption"),
-    ({"json": b'{"caption": "x", "split": "trian"}'}, "split is none of train, val, test"),
-])  # fmt: skip
-def test_unusable_pairs_are_counted_by_reason(
-    members: dict[str, bytes], reason: str, shard: Shard
-) -> None:
-    bad = [("x.png", draw("red", "dot", 1)), *((f"x.{k}", v) for k, v in members.items())]
-    assert open_pairs(shard([*shapes_rows(150), *bad]), 16).skipped == {reason: 1}
 
 
 def test_a_single_string_is_one_caption(shard: Shard) -> None:
