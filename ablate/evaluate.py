@@ -8,7 +8,10 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from ablate.caption_metrics import caption_metrics, words
+from ablate.captioner import Captioner
 from ablate.data.batches import EncodedSplit, evaluation_batches
+from ablate.data.pairs import Pairs
 from ablate.recipe import Recipe
 from assemblies import CoCa, captioning_loss, contrastive_chance, contrastive_loss
 
@@ -55,6 +58,18 @@ def evaluate(
         found["perplexity"] = math.exp(min(found["caption"], 700.0))
         found["coca"] += recipe.caption_weight * found["caption"]
     return found
+
+
+def evaluate_captions(captioner: Captioner, pairs: Pairs, split: str) -> dict[str, float]:
+    """Return BLEU-4, ROUGE-L and CIDEr-D of greedy captions on a split.
+
+    All captions of a picture are its references; one without a word in them is left out.
+    """
+    rows = [i for i in pairs.indices(split) if any(words(c) for c in pairs.captions[i])]
+    if not rows:
+        return {}
+    said = captioner.caption([pairs.images[i] for i in rows])
+    return caption_metrics(said, [pairs.captions[i] for i in rows])
 
 
 def recalls(images: Tensor, texts: Tensor, groups: Tensor) -> dict[str, float]:

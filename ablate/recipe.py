@@ -33,15 +33,17 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 class Recipe:
     """Everything about training but the architecture and the seed.
 
-    ``data`` is a source (``embedded:pictures``). One optimiser step sees ``batch`` pairs, taken in
-    ``accumulate`` equal parts, which saves memory and changes nothing else: contrastive gradients
-    are those of the whole batch. A loss of weight 0 is not computed. ``warmup`` is a fraction of
-    the steps. ``max_scale`` bounds the learned logit scale (the inverse temperature):
-    small sets drive it over-confident. ``evaluate`` is how many times the validation split is
-    looked at. ``crop`` is the smallest side, as a fraction, of the random crop.
+    ``data`` is a source (``embedded:pictures``), ``initial`` a checkpoint folder to start from
+    instead of random weights: they are transplanted into the trial's cell. One optimiser step sees
+    ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory and changes nothing
+    else: contrastive gradients are those of the whole batch. A loss of weight 0 is not computed.
+    ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
+    temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
+    split is looked at. ``crop`` is the smallest side, as a fraction, of the random crop.
     """
 
     data: str = "embedded:pictures"
+    initial: str = ""
     steps: int = 240
     batch: int = 64
     accumulate: int = 1

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.data.dataset import open_dataset
 from ablate.evaluate import references
 from ablate.files import write_text
+from ablate.grids import PAPER
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.statistics import Effect, effects, smallest_p
@@ -151,7 +152,7 @@ def _effect_table(plan: Plan, found: Sequence[Effect]) -> Table:
         own = [by_name[contrast.name, metric] for metric in METRICS]
         name = f"{contrast.name} (primary)" if contrast.primary else contrast.name
         rows.append((name, *(_cell_of(e) for e in own), own[-1].verdict))
-    if any(c.primary for c in plan.contrasts):
+    if any(c == PAPER for c in plan.contrasts):
         claim = [f"{PAPER_CLAIMS[m]:+.2f}" for m in METRICS]
         rows.append(("claimed for baseline -> grr (arXiv 2507.18009)", *claim, "-"))
     return Table(
@@ -215,10 +216,8 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def reference_losses(plan: Plan) -> dict[str, float]:
     """Return what knowing nothing gives on the test split."""
     cell = next(iter(plan.cells.values()))
-    pairs = open_pairs(plan.recipe.data, cell.image.size)
-    tokenizer = open_tokenizer(pairs, cell.vocabulary)
-    train, test = (encode_split(pairs, s, tokenizer, cell.context) for s in ("train", "test"))
-    return references(train, test, plan.recipe)
+    splits = open_dataset(plan.recipe, cell).splits
+    return references(splits["train"], splits["test"], plan.recipe)
 
 
 def _notes(plan: Plan, ledger: Ledger) -> list[str]:

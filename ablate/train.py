@@ -1,7 +1,8 @@
 """Trains one trial: plain PyTorch that knows neither Ray nor MLflow.
 
 A trial writes into its own directory only: ``curve.jsonl`` (metrics by step), ``checkpoint.pt``
-while it runs, and at the end ``model.safetensors`` (the best on validation) and ``result.json``.
+while it runs, and at the end ``model/`` (the best on validation, a checkpoint folder) and
+``result.json``.
 Killed at any moment, it goes on from its checkpoint with the numbers that it would have had.
 """
 
@@ -19,17 +20,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ablate.data import TrainBatches, encode_split, open_pairs, open_tokenizer
+from ablate.captioner import Captioner
+from ablate.data import TrainBatches
 from ablate.data.batches import Batch
-from ablate.evaluate import evaluate
+from ablate.data.dataset import open_dataset
+from ablate.evaluate import evaluate, evaluate_captions
 from ablate.files import atomic, read_json, write_json
 from ablate.recipe import Recipe
 from ablate.trial import Trial
-from assemblies import CoCa, CoCaConfig, Embeddings, captioning_loss, contrastive_loss
+from assemblies import (
+    CoCa,
+    CoCaConfig,
+    Embeddings,
+    captioning_loss,
+    contrastive_loss,
+    load,
+    transplant,
+)
 from assemblies.accumulate import contrastive_gradients, pull
+from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
 from blocks import Registry, UsageError
 from blocks.auxiliary import collect_auxiliary_losses
@@ -87,17 +98,12 @@ class Training:
         self.trial, self.recipe = trial, trial.recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = autocast(self.recipe.precision, self.device)
-        pairs = open_pairs(self.recipe.data, trial.cell.image.size)
-        if pairs.fingerprint != trial.data_fingerprint:
+        self.data = open_dataset(self.recipe, trial.cell)
+        if self.data.pairs.fingerprint != trial.data_fingerprint:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
-        tokenizer = open_tokenizer(pairs, trial.cell.vocabulary)
-        context = trial.cell.context
-        self.splits = {
-            split: encode_split(pairs, split, tokenizer, context)
-            for split in ("train", "val", "test")
-        }
-        self.batches = TrainBatches(self.splits["train"], self.recipe, trial.seed)
-        self.model = CoCa(trial.cell, seed=trial.seed, registry=registry).to(self.device)
+        self.batches = TrainBatches(self.data.splits["train"], self.recipe, trial.seed)
+        model, self.origin = initial_model(trial, registry)
+        self.model = model.to(self.device)
         self.weights = loss_weights(trial.cell, self.recipe)
         self.optimizer = adamw(self.model, self.recipe)
         self.state = State()
@@ -222,12 +228,17 @@ class Training:
 
     def measure(self, split: str) -> Metrics:
         """Evaluate the model as it is on a split."""
-        return evaluate(self.model, self.splits[split], self.recipe, self.device, self.autocast)
+        found = self.data.splits[split]
+        return evaluate(self.model, found, self.recipe, self.device, self.autocast)
 
     def finish(self) -> Metrics:
         """Load the best model on validation and look at the test split, once."""
         self.model.load_state_dict(self.state.best_model)
-        found = {f"test/{k}": v for k, v in self.measure("test").items()}
+        metrics = self.measure("test")
+        if self.trial.cell.captions:
+            captioner = Captioner(self.model, self.data.tokenizer)
+            metrics |= evaluate_captions(captioner, self.data.pairs, "test")
+        found = {f"test/{k}": v for k, v in metrics.items()}
         return {**found, "best_step": self.state.best_step, "train_seconds": self.state.seconds}
 
     def save(self, directory: Path) -> None:
@@ -260,14 +271,29 @@ class Training:
 
     def write(self, directory: Path, final: Metrics) -> None:
         """Write the best model and the result, and drop the checkpoint."""
-        with atomic(directory / "model.safetensors") as temporary:
-            save_file(self.state.best_model, temporary)
+        tokenizer = self.data.tokenizer.to_str()
+        save(self.trial.cell, self.state.best_model, directory / "model", tokenizer=tokenizer)
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         write_json(
             directory / "result.json",
-            {"key": self.trial.key, "metrics": final, "device": device, "torch": torch.__version__},
+            {
+                "key": self.trial.key,
+                "metrics": final,
+                "device": device,
+                "torch": torch.__version__,
+                "origin": self.origin,
+            },
         )
         (directory / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def initial_model(trial: Trial, registry: Registry) -> tuple[CoCa, str]:
+    """Return the model that training starts from, and in words where its weights come from."""
+    if not trial.recipe.initial:
+        return CoCa(trial.cell, seed=trial.seed, registry=registry), "random weights"
+    source = load(trial.recipe.initial, registry=registry)
+    model, report = transplant(source, trial.cell, seed=trial.seed, registry=registry)
+    return model.train(), f"{trial.recipe.initial}: {report}"
 
 
 def loss_weights(cell: CoCaConfig, recipe: Recipe) -> dict[str, float]:

@@ -63,7 +63,7 @@ def transplant(
     """
     registry = registry or default_registry()
     cell = normalise(cell, registry)
-    _require_same_sizes(source.cell, cell)
+    require_same_sizes(source.cell, cell)
     state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
     why_not = ""
     wants_fold = _norm(source.cell) == "layernorm" and _norm(cell) == "rmsnorm"
@@ -94,7 +94,8 @@ def _norm(cell: CoCaConfig) -> str:
     return parse(cell.image.norm)[0]
 
 
-def _require_same_sizes(old: CoCaConfig, new: CoCaConfig) -> None:
+def require_same_sizes(old: CoCaConfig, new: CoCaConfig) -> None:
+    """Raise `UsageError` where cells differ in more than blocks and wiring."""
     free = {*old.spellings(), *FREE}
     before, after = flatten(old), flatten(new)
     changed = [
