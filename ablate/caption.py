@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablate.captioner import Captioner
+from ablate.captioner import SEARCH, Captioner
 from ablate.data.images import Pixels, Undecodable, decode
 from assemblies import Decoding
 from blocks import UsageError, default_registry
@@ -28,8 +28,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("images", nargs="+", metavar="IMAGE", type=Path)
     top.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
-    top.add_argument("--beams", type=int, default=1, help="above 1: beam search (default 1)")
-    top.add_argument("--length-penalty", type=float, default=1.0, help="of beam search (default 1)")
+    beams, penalty = SEARCH.beams, SEARCH.length_penalty
+    top.add_argument("--beams", type=int, help=f"1: greedy (default {beams}, or 1 for draws)")
+    top.add_argument("--length-penalty", type=float, default=penalty, help=f"default {penalty}")
     top.add_argument("--temperature", type=float, default=0.0, help="above 0: draw (default 0)")
     top.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest")
     top.add_argument("--top-p", type=float, default=1.0, help="draw within this probability")
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace) -> int:
     names = Decoding.__dataclass_fields__.keys() & vars(options).keys()
+    if options.beams is None:
+        options.beams = SEARCH.beams if options.temperature == 0 else 1
     decoding = Decoding(**{name: getattr(options, name) for name in names})
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
     found = {path: _read(path, captioner.size) for path in options.images}

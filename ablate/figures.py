@@ -12,18 +12,16 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ablate.captioner import Captioner
+from ablate.captioner import SEARCH, Captioner
 from ablate.data import mixed_order, open_pairs
 from ablate.files import atomic
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.report import METRICS, Report
-from assemblies import Decoding
 
 COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
 GREY = "#5b6470"
 PICTURES = 10
-SHEET_DECODING = Decoding(beams=4, minimum=2)
 
 
 def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
@@ -110,7 +108,7 @@ def captions(plan: Plan, ledger: Ledger) -> Figure | None:
     pairs = open_pairs(plan.recipe.data, captioner.size)
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
     shown = order[:PICTURES]
-    said = captioner.caption([pairs.images[i] for i in shown], SHEET_DECODING)
+    said = captioner.caption([pairs.images[i] for i in shown], SEARCH)
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     panels = figure.subplots(2, PICTURES // 2).flat
     for panel, row, text in itertools.zip_longest(panels, shown, said):
