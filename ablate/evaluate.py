@@ -8,7 +8,10 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from ablate.caption_metrics import caption_metrics, words
+from ablate.captioner import Captioner
 from ablate.data.batches import EncodedSplit, evaluation_batches
+from ablate.data.pairs import Pairs
 from ablate.recipe import Recipe
 from assemblies import CoCa, captioning_loss, contrastive_chance, contrastive_loss
 
@@ -23,6 +26,7 @@ def evaluate(
 
     The contrastive loss is the mean over full batches of ``evaluation_batch`` pairs, the caption
     loss the mean over tokens, and CoCa's loss their weighted sum. Recall looks at the whole split.
+    A model with one objective has no metrics of the other one.
     """
     model.eval()
     contrastive, caption, words = [], 0.0, 0
@@ -30,27 +34,42 @@ def evaluate(
     for batch, full in evaluation_batches(split, recipe.evaluation_batch):
         moved = batch.to(device)
         with autocast:
-            out = model(moved.images, moved.tokens, moved.lengths)
-            head = model.multimodal.head.weight
-            loss = captioning_loss(out.states, head, moved.tokens, moved.lengths)
-        predicted = int(batch.lengths.sum()) - len(batch.lengths)
-        caption, words = caption + float(loss) * predicted, words + predicted
-        if full:
-            pair = contrastive_loss(out.image, out.text, out.scale, moved.groups)
-            contrastive.append(float(pair))
-        images.append(out.image.float().cpu())
-        texts.append(out.text.float().cpu())
+            out = model(*moved[:3])
+            if out.states is not None:
+                loss = captioning_loss(out.states, model.head, moved.tokens, moved.lengths)
+                predicted = int(batch.lengths.sum()) - len(batch.lengths)
+                caption, words = caption + float(loss) * predicted, words + predicted
+        if out.embeddings is not None:
+            # InfoNCE also where SigLIP's loss is trained, so that models can be compared.
+            embeddings = out.embeddings._replace(bias=None)
+            if full:
+                contrastive.append(float(contrastive_loss(embeddings, moved.groups)))
+            images.append(embeddings.image.float().cpu())
+            texts.append(embeddings.text.float().cpu())
         groups.append(batch.groups)
     model.train()
-    mean_contrastive = sum(contrastive) / len(contrastive)
-    mean_caption = caption / words
-    return {
-        "contrastive": mean_contrastive,
-        "caption": mean_caption,
-        "perplexity": math.exp(min(mean_caption, 700.0)),
-        "coca": recipe.contrastive_weight * mean_contrastive + recipe.caption_weight * mean_caption,
-        **recalls(torch.cat(images), torch.cat(texts), torch.cat(groups)),
-    }
+    found: dict[str, float] = {"coca": 0.0}
+    if contrastive:
+        found["contrastive"] = sum(contrastive) / len(contrastive)
+        found["coca"] += recipe.contrastive_weight * found["contrastive"]
+        found |= recalls(torch.cat(images), torch.cat(texts), torch.cat(groups))
+    if words:
+        found["caption"] = caption / words
+        found["perplexity"] = math.exp(min(found["caption"], 700.0))
+        found["coca"] += recipe.caption_weight * found["caption"]
+    return found
+
+
+def evaluate_captions(captioner: Captioner, pairs: Pairs, split: str) -> dict[str, float]:
+    """Return BLEU-4, ROUGE-L and CIDEr-D of greedy captions on a split.
+
+    All captions of a picture are its references; one without a word in them is left out.
+    """
+    rows = [i for i in pairs.indices(split) if any(words(c) for c in pairs.captions[i])]
+    if not rows:
+        return {}
+    said = captioner.caption([pairs.images[i] for i in rows])
+    return caption_metrics(said, [pairs.captions[i] for i in rows])
 
 
 def recalls(images: Tensor, texts: Tensor, groups: Tensor) -> dict[str, float]:

@@ -1,8 +1,10 @@
-"""The report's figures: a forest plot of effects, and validation curves with their spread."""
+"""The report's figures: effects with intervals, validation curves, and what a model says."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -10,13 +12,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from ablate.captioner import Captioner
+from ablate.data import mixed_order, open_pairs
 from ablate.files import atomic
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.report import METRICS, Report
+from assemblies import Decoding
 
 COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
 GREY = "#5b6470"
+PICTURES = 10
+SHEET_DECODING = Decoding(beams=4, minimum=2)
 
 
 def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
@@ -26,6 +33,7 @@ def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
         for name, figure in (
             ("effects.png", forest(report)),
             ("curves.png", curves(plan, ledger)),
+            ("captions.png", captions(plan, ledger)),
         )
         if figure is not None
     ]
@@ -86,6 +94,43 @@ def curves(plan: Plan, ledger: Ledger) -> Figure | None:
         return None
     panels[-1].legend(fontsize=7, frameon=False)
     return figure
+
+
+def captions(plan: Plan, ledger: Ledger) -> Figure | None:
+    """Return ten held-out pictures with a model's caption and, in grey, a person's.
+
+    The model is the last finished one of the primary contrast's candidate, the pictures are the
+    first ten of the test split in its fixed, mixed order: neither is chosen by its looks.
+    """
+    wanted = next((c.pairs[0][1] for c in plan.contrasts if c.primary), list(plan.costs)[-1])
+    trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
+    if not trials or not trials[-1].cell.captions:
+        return None
+    captioner = Captioner.open(ledger.folder(trials[-1]) / "model", plan.registry)
+    pairs = open_pairs(plan.recipe.data, captioner.size)
+    order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
+    shown = order[:PICTURES]
+    said = captioner.caption([pairs.images[i] for i in shown], SHEET_DECODING)
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    panels = figure.subplots(2, PICTURES // 2).flat
+    for panel, row, text in itertools.zip_longest(panels, shown, said):
+        panel.axis("off")
+        if row is None:
+            continue
+        panel.imshow(pairs.images[row], interpolation="nearest")
+        panel.set_title(_folded(text or "(nothing)"), fontsize=9)
+        truth = _folded(pairs.captions[row][0])
+        panel.text(0.5, -0.04, truth, color=GREY, fontsize=8, ha="center", va="top",
+                   transform=panel.transAxes)  # fmt: skip
+    figure.suptitle(
+        f"{wanted}, seed {trials[-1].seed}: its caption above, a person's below", fontsize=10
+    )
+    return figure
+
+
+def _folded(text: str) -> str:
+    """Return a caption in two short lines at most; a dollar sign is no formula."""
+    return textwrap.fill(text, 26, max_lines=2, placeholder=" ...").replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -6,27 +6,37 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from ablate.grid import Contrast, Grid, each, merge, product
-from assemblies import CoCaConfig, preset
+from ablate.grid import Contrast, Grid, each, merge, product, swap
+from assemblies import CoCaConfig, preset, with_field
 from assemblies.presets import GRR, ORIGINAL
-from blocks import BlockSpec, Registry, parse
+from blocks import BlockSpec, Registry, UsageError, parse
 from blocks.errors import unknown
 
 Change = Callable[[CoCaConfig], CoCaConfig]
 PAPER = Contrast(name="baseline -> grr", pairs=(("baseline", "grr"),), primary=True)
 
 
-def make_grid(name: str, size: str, registry: Registry, change: Change = lambda cell: cell) -> Grid:
+def make_grid(
+    name: str,
+    size: str,
+    registry: Registry,
+    change: Change = lambda cell: cell,
+    origin: CoCaConfig | None = None,
+) -> Grid:
     """Return a named grid at a size; ``change`` applies the user's settings to every preset.
 
-    Blocks that plugins add enter every grid as single swaps from grr.
+    Blocks that plugins add enter every grid as single swaps from grr, or from the checkpoint in
+    grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
     """
     if name not in GRIDS:
         raise unknown("grid", name, GRIDS)
     cells = {key: change(preset(key, size)) for key in ("original", "baseline", "grr")}
+    if origin is not None:
+        cells["checkpoint"] = origin
     grid = GRIDS[name](cells, registry)
-    added = plugin_cells(cells["grr"], registry)
-    versus = [against("grr", cell) for cell in added if cell not in grid.cells]
+    base = "checkpoint" if name == "transplant" else "grr"
+    added = plugin_cells(base, cells[base], registry)
+    versus = [against(base, cell) for cell in added if cell not in grid.cells]
     return replace(grid, cells=merge(grid.cells, added), contrasts=(*grid.contrasts, *versus))
 
 
@@ -64,29 +74,29 @@ def main_effects() -> Iterator[Contrast]:
         yield Contrast(name=f"{old} -> {new} (main effect)", pairs=pairs)
 
 
-def plugin_cells(grr: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
-    """Return one swap from grr's image tower per block, and per swept option, of every plugin."""
+def plugin_cells(name: str, base: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
+    """Return one swap in a cell's image tower per block, and per swept option, of every plugin."""
     axes: dict[str, list[str]] = {}
     for spec in registry.third_party():
-        axes.setdefault(f"image.{spec.kind}", []).extend(choices(spec, grr))
-    return {name_swap(path): cell for path, cell in each(grr, axes).items()}
+        axes.setdefault(f"image.{spec.kind}", []).extend(choices(spec, base))
+    return {name_swap(name, path): cell for path, cell in each(base, axes).items()}
 
 
-def choices(spec: BlockSpec, grr: CoCaConfig) -> list[str]:
+def choices(spec: BlockSpec, base: CoCaConfig) -> list[str]:
     """Return the spellings of a block to swap in: its defaults, then each swept value.
 
     A pooler keeps the number of queries that the size has, or the swap would change that as well.
     """
-    current = parse(getattr(grr.image, spec.kind))[1]
+    current = parse(getattr(base.image, spec.kind))[1]
     if spec.kind != "pooling" or "queries" not in current or "queries" not in spec.options:
         return spec.spellings()
     options = [parse(spelling)[1] for spelling in spec.spellings()]
     return [spec.spell({"queries": current["queries"], **given}) for given in options]
 
 
-def name_swap(path_and_value: str) -> str:
-    """Return the cell name of a swap from grr in the image tower: ``grr norm=dyt``."""
-    return f"grr {path_and_value.removeprefix('image.')}"
+def name_swap(base: str, path_and_value: str) -> str:
+    """Return the cell name of a swap in the image tower: ``grr norm=dyt``."""
+    return f"{base} {path_and_value.removeprefix('image.')}"
 
 
 def _smoke(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
@@ -123,7 +133,7 @@ def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
             s for b in registry.names(kind) for s in choices(registry.get(kind, b), cells["grr"])
         ]
         axes[f"image.{kind}"] = [s for s in options if s != current]
-    swaps = {name_swap(path): cell for path, cell in each(cells["grr"], axes).items()}
+    swaps = {name_swap("grr", path): cell for path, cell in each(cells["grr"], axes).items()}
     return Grid(
         name="each",
         summary="grr, and one swap in its image tower for every known block and swept option",
@@ -143,10 +153,32 @@ def _full(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     )
 
 
+def _transplant(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+    if "checkpoint" not in cells:
+        raise UsageError("grid transplant starts from a checkpoint: add --set initial=DIR")
+    origin = cells["checkpoint"]
+    singles = {
+        f"checkpoint+{block}": with_field(origin, f"image.{kind}", block)
+        for kind, block in GRR.items()
+    }
+    every = swap(origin, {f"image.{kind}": block for kind, block in GRR.items()})
+    together = against("checkpoint", "checkpoint+all")
+    return Grid(
+        name="transplant",
+        summary="a checkpoint as it is, and with grr's blocks put into its image tower",
+        cells={"checkpoint": origin, **singles, "checkpoint+all": every},
+        contrasts=(
+            replace(together, primary=True),
+            *(against("checkpoint", name) for name in singles),
+        ),
+    )
+
+
 GRIDS: dict[str, Callable[[Mapping[str, CoCaConfig], Registry], Grid]] = {
     "smoke": _smoke,
     "paper": _paper,
     "swaps": _swaps,
     "each": _each,
     "full": _full,
+    "transplant": _transplant,
 }

@@ -6,20 +6,24 @@ import math
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
+from ablate.data.dataset import open_dataset
 from ablate.grid import Contrast, Grid, swap
 from ablate.grids import make_grid
 from ablate.recipe import RECIPES, Recipe, with_fields
 from ablate.statistics import smallest_p
+from ablate.train import loss_weights
 from ablate.trial import Trial, make_trial
 from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
+from assemblies.checkpoint import read_cell
 from assemblies.config import flatten
+from assemblies.transplant import require_same_sizes
 from blocks import Registry, Unsupported, UsageError, parse
 from blocks.errors import unknown
 from blocks.kernels import CUDA_BACKENDS, require_cuda
@@ -72,7 +76,12 @@ def make_plan(
     def change(cell: CoCaConfig) -> CoCaConfig:
         return normalise(swap(cell, for_cell), registry)
 
-    grid = make_grid(grid_name, size, registry, change)
+    initial = str(for_recipe.get("initial", ""))
+    origin = change(read_cell(Path(initial))) if initial else None
+    grid = make_grid(grid_name, size, registry, change, origin)
+    if origin is not None:
+        for cell in grid.cells.values():
+            require_same_sizes(origin, cell)
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
     fingerprint, tokens, data_skipped = _look_at_data(recipe, next(iter(grid.cells.values())))
     costs, skipped, same = _price(grid, recipe, tokens, registry)
@@ -129,16 +138,11 @@ def _refuse_varied(for_cell: Mapping[str, Any]) -> None:
 
 def _look_at_data(recipe: Recipe, cell: CoCaConfig) -> tuple[str, int, dict[str, int]]:
     """Return the data's fingerprint, a usual length of captions in tokens, and what was skipped."""
-    pairs = open_pairs(recipe.data, cell.image.size)
-    tokenizer = open_tokenizer(pairs, cell.vocabulary)
-    splits = {
-        split: encode_split(pairs, split, tokenizer, cell.context)
-        for split in ("train", "val", "test")
-    }
-    TrainBatches(splits["train"], recipe, seed=0)
-    lengths = [len(ids[0]) for ids in splits["train"].ids]
+    data = open_dataset(recipe, cell)
+    TrainBatches(data.splits["train"], recipe, seed=0)
+    lengths = [len(ids[0]) for ids in data.splits["train"].ids]
     usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return pairs.fingerprint, min(usual, cell.context), pairs.skipped
+    return data.pairs.fingerprint, min(usual, cell.context), data.pairs.skipped
 
 
 def _price(
@@ -152,6 +156,7 @@ def _price(
     for name, given in grid.cells.items():
         cell = normalise(given, registry)
         _require_backends(cell)
+        loss_weights(cell, recipe)
         if cell in first:
             same[name] = first[cell]
             continue

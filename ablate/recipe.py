@@ -16,13 +16,14 @@ PRECISIONS = ("auto", "fp32", "bf16")
 AT_LEAST_1 = (lambda value: value >= 1, "at least 1")
 ABOVE_0 = (lambda value: 0 < value < math.inf, "above 0 and finite")
 AT_LEAST_0 = (lambda value: 0 <= value < math.inf, "at least 0 and finite")
+BELOW_1 = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(("steps", "batch", "accumulate", "evaluate"), AT_LEAST_1),
     **dict.fromkeys(("lr", "clip", "max_scale"), ABOVE_0),
     **dict.fromkeys(("contrastive_weight", "caption_weight", "weight_decay"), AT_LEAST_0),
     **dict.fromkeys(("warmup", "flip"), FRACTION),
-    "beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    **dict.fromkeys(("beta2", "label_smoothing"), BELOW_1),
     "evaluation_batch": (lambda value: value >= 2, "at least 2"),
     "crop": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
 }
@@ -32,14 +33,17 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 class Recipe:
     """Everything about training but the architecture and the seed.
 
-    ``data`` is a source (``embedded:pictures``). One optimiser step sees ``batch`` pairs, taken in
-    ``accumulate`` equal parts; contrastive negatives come from within a part. ``warmup`` is a
-    fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse temperature):
-    small sets drive it over-confident. ``evaluate`` is how many times the validation split is
-    looked at. ``crop`` is the smallest side, as a fraction, of the random crop.
+    ``data`` is a source (``embedded:pictures``), ``initial`` a checkpoint folder to start from
+    instead of random weights: they are transplanted into the trial's cell. One optimiser step sees
+    ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory and changes nothing
+    else: contrastive gradients are those of the whole batch. A loss of weight 0 is not computed.
+    ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
+    temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
+    split is looked at. ``crop`` is the smallest side, as a fraction, of the random crop.
     """
 
     data: str = "embedded:pictures"
+    initial: str = ""
     steps: int = 240
     batch: int = 64
     accumulate: int = 1
@@ -50,6 +54,7 @@ class Recipe:
     clip: float = 1.0
     contrastive_weight: float = 1.0
     caption_weight: float = 2.0
+    label_smoothing: float = 0.0
     max_scale: float = 100.0
     crop: float = 0.8
     flip: float = 0.0
@@ -68,11 +73,8 @@ class Recipe:
             )
         if self.contrastive_weight == self.caption_weight == 0:
             raise UsageError("contrastive_weight and caption_weight are both 0: nothing to learn")
-        if self.contrastive_weight and self.batch // self.accumulate < 2:
-            raise UsageError(
-                f"a part of a batch must have at least 2 pairs to contrast, got batch={self.batch} "
-                f"in {self.accumulate} parts"
-            )
+        if self.contrastive_weight and self.batch < 2:
+            raise UsageError(f"a batch must have at least 2 pairs to contrast, got {self.batch}")
         if self.evaluate > self.steps:
             raise UsageError(f"evaluate ({self.evaluate}) must be at most steps ({self.steps})")
         if self.precision not in PRECISIONS:

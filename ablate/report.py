@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.data.dataset import open_dataset
 from ablate.evaluate import references
 from ablate.files import write_text
+from ablate.grids import PAPER
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.statistics import Effect, effects, smallest_p
@@ -97,7 +98,11 @@ def all_effects(plan: Plan, ledger: Ledger) -> list[Effect]:
         for effect in effects(
             plan.contrasts,
             metric,
-            {(t.name, t.seed): found[f"test/{metric}"] for t, found in results if found},
+            {
+                (t.name, t.seed): found[f"test/{metric}"]
+                for t, found in results
+                if found and f"test/{metric}" in found
+            },
         )
     ]
 
@@ -108,7 +113,7 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     main = {e.metric: e for e in found if e.contrast == primary}
     if not main or not main["coca"].seeds:
         return "No contrast is complete yet."
-    words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items()]
+    words = [f"{METRICS[m]} {_percent(e)} ({e.verdict})" for m, e in main.items() if e.seeds]
     seeds = len(main["coca"].seeds)
     sentences = [
         f"{primary}: improvement in {', '.join(words)}, over {_count(seeds)}.",
@@ -147,7 +152,7 @@ def _effect_table(plan: Plan, found: Sequence[Effect]) -> Table:
         own = [by_name[contrast.name, metric] for metric in METRICS]
         name = f"{contrast.name} (primary)" if contrast.primary else contrast.name
         rows.append((name, *(_cell_of(e) for e in own), own[-1].verdict))
-    if any(c.primary for c in plan.contrasts):
+    if any(c == PAPER for c in plan.contrasts):
         claim = [f"{PAPER_CLAIMS[m]:+.2f}" for m in METRICS]
         rows.append(("claimed for baseline -> grr (arXiv 2507.18009)", *claim, "-"))
     return Table(
@@ -182,7 +187,10 @@ def _cell_table(plan: Plan, ledger: Ledger) -> Table:
     for name, price in plan.costs.items():
         trials = plan.of_cell(name)
         done = [m for m in (ledger.metrics(trial) for trial in trials) if m]
-        values = [_mean_and_deviation([m[f"test/{k}"] for m in done]) for k in (*METRICS, *RECALLS)]
+        values = [
+            _mean_and_deviation([m[f"test/{k}"] for m in done if f"test/{k}" in m])
+            for k in (*METRICS, *RECALLS)
+        ]
         seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
         rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
     return Table(
@@ -208,10 +216,8 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def reference_losses(plan: Plan) -> dict[str, float]:
     """Return what knowing nothing gives on the test split."""
     cell = next(iter(plan.cells.values()))
-    pairs = open_pairs(plan.recipe.data, cell.image.size)
-    tokenizer = open_tokenizer(pairs, cell.vocabulary)
-    train, test = (encode_split(pairs, s, tokenizer, cell.context) for s in ("train", "test"))
-    return references(train, test, plan.recipe)
+    splits = open_dataset(plan.recipe, cell).splits
+    return references(splits["train"], splits["test"], plan.recipe)
 
 
 def _notes(plan: Plan, ledger: Ledger) -> list[str]:

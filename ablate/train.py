@@ -1,12 +1,14 @@
 """Trains one trial: plain PyTorch that knows neither Ray nor MLflow.
 
 A trial writes into its own directory only: ``curve.jsonl`` (metrics by step), ``checkpoint.pt``
-while it runs, and at the end ``model.safetensors`` (the best on validation) and ``result.json``.
+while it runs, and at the end ``model/`` (the best on validation, a checkpoint folder) and
+``result.json``.
 Killed at any moment, it goes on from its checkpoint with the numbers that it would have had.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -15,21 +17,32 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ablate.data import TrainBatches, encode_split, open_pairs, open_tokenizer
+from ablate.captioner import Captioner
+from ablate.data import TrainBatches
 from ablate.data.batches import Batch
-from ablate.evaluate import evaluate
+from ablate.data.dataset import open_dataset
+from ablate.evaluate import evaluate, evaluate_captions
 from ablate.files import atomic, read_json, write_json
 from ablate.recipe import Recipe
 from ablate.trial import Trial
-from assemblies import CoCa, captioning_loss, contrastive_loss
+from assemblies import (
+    CoCa,
+    CoCaConfig,
+    Embeddings,
+    captioning_loss,
+    contrastive_loss,
+    load,
+    transplant,
+)
+from assemblies.accumulate import contrastive_gradients, pull
+from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
-from blocks import Registry
+from blocks import Registry, UsageError
 from blocks.auxiliary import collect_auxiliary_losses
 
 CURVE_POINTS = 50
@@ -85,17 +98,13 @@ class Training:
         self.trial, self.recipe = trial, trial.recipe
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = autocast(self.recipe.precision, self.device)
-        pairs = open_pairs(self.recipe.data, trial.cell.image.size)
-        if pairs.fingerprint != trial.data_fingerprint:
+        self.data = open_dataset(self.recipe, trial.cell)
+        if self.data.pairs.fingerprint != trial.data_fingerprint:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
-        tokenizer = open_tokenizer(pairs, trial.cell.vocabulary)
-        context = trial.cell.context
-        self.splits = {
-            split: encode_split(pairs, split, tokenizer, context)
-            for split in ("train", "val", "test")
-        }
-        self.batches = TrainBatches(self.splits["train"], self.recipe, trial.seed)
-        self.model = CoCa(trial.cell, seed=trial.seed, registry=registry).to(self.device)
+        self.batches = TrainBatches(self.data.splits["train"], self.recipe, trial.seed)
+        model, self.origin = initial_model(trial, registry)
+        self.model = model.to(self.device)
+        self.weights = loss_weights(trial.cell, self.recipe)
         self.optimizer = adamw(self.model, self.recipe)
         self.state = State()
 
@@ -123,8 +132,6 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = self.batches[self.state.step].to(self.device)
-        # Dropout is all that draws from torch's global stream: reseeding keeps it paired by step.
-        torch.manual_seed(stream_seed(self.trial.seed, "dropout", self.state.step))
         metrics = self.backward(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         if not math.isfinite(float(norm)):
@@ -134,42 +141,77 @@ class Training:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self.model.log_scale.clamp_(max=math.log(recipe.max_scale))
-            scale = float(self.model.log_scale.exp())
-        return {**metrics, "lr": lr, "gradient_norm": float(norm), "scale": scale}
+        metrics |= {"lr": lr, "gradient_norm": float(norm)}
+        if self.model.cell.contrasts:
+            with torch.no_grad():
+                self.model.log_scale.clamp_(max=math.log(recipe.max_scale))
+                metrics["scale"] = float(self.model.log_scale.exp())
+        return metrics
 
     def backward(self, batch: Batch) -> Metrics:
         """Accumulate gradients over the batch's parts; return the losses.
 
-        The caption loss weighs all tokens of the batch alike, so it does not depend on the number
-        of parts; contrastive negatives come from within a part.
+        The number of parts changes memory and time, not the losses: captioning weighs all tokens of
+        the batch alike, and every pair contrasts with the whole batch.
         """
-        parts = self.recipe.accumulate
-        predicted = batch.lengths.sum() - len(batch.lengths)
-        totals: dict[str, Tensor] = {}
-        for pieces in zip(*(t.chunk(parts) for t in batch), strict=True):
-            losses = self.losses(Batch(*pieces), parts, predicted)
-            torch.autograd.backward(losses["loss"])
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
-        return {name: float(total) for name, total in totals.items()}
+        n = self.recipe.accumulate
+        parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in batch), strict=True)]
+        predicted = int(batch.lengths.sum()) - len(batch.lengths)
+        totals: dict[str, float] = {}
+        slopes: list[Embeddings | None] = [None] * n
+        whole: dict[str, float] = {}
+        if n > 1 and self.weights["contrastive"]:
+            embed = [functools.partial(self.embed, i, part) for i, part in enumerate(parts)]
+            value, found = contrastive_gradients(embed, lambda e: contrastive_loss(e, batch.groups))
+            whole, slopes = {"contrastive": float(value)}, [*found]
+        for i, (part, slope) in enumerate(zip(parts, slopes, strict=True)):
+            losses = self.losses(i, part, slope, predicted)
+            loss = sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
+            torch.autograd.backward(cast(Tensor, loss))
+            for name, share in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(share.detach())
+        totals |= whole
+        return {**totals, "loss": sum(self.weights.get(k, 1.0) * v for k, v in totals.items())}
 
-    def losses(self, part: Batch, parts: int, predicted: Tensor) -> dict[str, Tensor]:
-        """Return a part's share of the batch's losses, of which ``loss`` is the weighted sum."""
-        recipe = self.recipe
+    def embed(self, number: int, part: Batch) -> Embeddings:
+        """Return a part's embeddings, as `losses` will make them again."""
+        self.seed_dropout(number)
         with self.autocast:
-            out = self.model(part.images, part.tokens, part.lengths)
-            head = self.model.multimodal.head.weight
-            caption = captioning_loss(out.states, head, part.tokens, part.lengths)
-        contrastive = contrastive_loss(out.image, out.text, out.scale, part.groups) / parts
-        caption = caption * ((part.lengths.sum() - len(part.lengths)) / predicted)
-        loss = recipe.contrastive_weight * contrastive + recipe.caption_weight * caption
-        found = {"contrastive": contrastive, "caption": caption}
+            return self.model.embed(part.images, part.tokens, part.lengths)
+
+    def seed_dropout(self, part: int) -> None:
+        """Pair dropout by step, and repeat it for a part that is run twice.
+
+        Dropout is all that draws from torch's global stream.
+        """
+        torch.manual_seed(stream_seed(self.trial.seed, "dropout", self.state.step, part))
+
+    def losses(
+        self, number: int, part: Batch, slope: Embeddings | None, predicted: int
+    ) -> dict[str, Tensor]:
+        """Return a part's share of the batch's losses; one of weight 0 is not computed.
+
+        With ``slope``, the gradient of the whole batch's contrastive loss by this part's
+        embeddings, the share of that loss is one with this gradient.
+        """
+        self.seed_dropout(number)
+        contrast, caption = (self.weights[name] > 0 for name in ("contrastive", "caption"))
+        found: dict[str, Tensor] = {}
+        with self.autocast:
+            out = self.model(*part[:3], contrast=contrast, caption=caption)
+            if out.states is not None:
+                smoothing = self.recipe.label_smoothing
+                mean = captioning_loss(
+                    out.states, self.model.head, part.tokens, part.lengths, smoothing=smoothing
+                )
+                found["caption"] = mean * (int(part.lengths.sum()) - len(part.lengths)) / predicted
+        if out.embeddings is not None and slope is None:
+            found["contrastive"] = contrastive_loss(out.embeddings, part.groups)
+        elif out.embeddings is not None and slope is not None:
+            found["contrastive"] = pull(out.embeddings, slope)
         for name, value in collect_auxiliary_losses(self.model).items():
-            found[f"auxiliary/{name}"] = value / parts
-            loss = loss + found[f"auxiliary/{name}"]
-        return {**found, "loss": loss}
+            found[f"auxiliary/{name}"] = value / self.recipe.accumulate
+        return found
 
     def look(self) -> Metrics:
         """Evaluate on the validation split and remember the model if it is the best so far."""
@@ -186,12 +228,17 @@ class Training:
 
     def measure(self, split: str) -> Metrics:
         """Evaluate the model as it is on a split."""
-        return evaluate(self.model, self.splits[split], self.recipe, self.device, self.autocast)
+        found = self.data.splits[split]
+        return evaluate(self.model, found, self.recipe, self.device, self.autocast)
 
     def finish(self) -> Metrics:
         """Load the best model on validation and look at the test split, once."""
         self.model.load_state_dict(self.state.best_model)
-        found = {f"test/{k}": v for k, v in self.measure("test").items()}
+        metrics = self.measure("test")
+        if self.trial.cell.captions:
+            captioner = Captioner(self.model, self.data.tokenizer)
+            metrics |= evaluate_captions(captioner, self.data.pairs, "test")
+        found = {f"test/{k}": v for k, v in metrics.items()}
         return {**found, "best_step": self.state.best_step, "train_seconds": self.state.seconds}
 
     def save(self, directory: Path) -> None:
@@ -224,14 +271,47 @@ class Training:
 
     def write(self, directory: Path, final: Metrics) -> None:
         """Write the best model and the result, and drop the checkpoint."""
-        with atomic(directory / "model.safetensors") as temporary:
-            save_file(self.state.best_model, temporary)
+        tokenizer = self.data.tokenizer.to_str()
+        save(self.trial.cell, self.state.best_model, directory / "model", tokenizer=tokenizer)
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         write_json(
             directory / "result.json",
-            {"key": self.trial.key, "metrics": final, "device": device, "torch": torch.__version__},
+            {
+                "key": self.trial.key,
+                "metrics": final,
+                "device": device,
+                "torch": torch.__version__,
+                "origin": self.origin,
+            },
         )
         (directory / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def initial_model(trial: Trial, registry: Registry) -> tuple[CoCa, str]:
+    """Return the model that training starts from, and in words where its weights come from."""
+    if not trial.recipe.initial:
+        return CoCa(trial.cell, seed=trial.seed, registry=registry), "random weights"
+    source = load(trial.recipe.initial, registry=registry)
+    model, report = transplant(source, trial.cell, seed=trial.seed, registry=registry)
+    return model.train(), f"{trial.recipe.initial}: {report}"
+
+
+def loss_weights(cell: CoCaConfig, recipe: Recipe) -> dict[str, float]:
+    """Return the losses' weights, 0 for one that the cell is not built for.
+
+    Raises `UsageError` where nothing is left to learn.
+    """
+    weights = {
+        "contrastive": recipe.contrastive_weight if cell.contrasts else 0.0,
+        "caption": recipe.caption_weight if cell.captions else 0.0,
+    }
+    if not any(weights.values()):
+        raise UsageError(
+            f"nothing to learn: the cell's objective is {cell.objective} and the recipe has "
+            f"contrastive_weight={recipe.contrastive_weight}, "
+            f"caption_weight={recipe.caption_weight}"
+        )
+    return weights
 
 
 def schedule(step: int, recipe: Recipe) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from ablate.files import digest
 from ablate.recipe import Recipe
 from ablate.recipe import from_dict as recipe_from_dict
 from assemblies import CoCaConfig
+from assemblies.checkpoint import CONFIG, TOKENIZER, WEIGHTS
 from assemblies.config import from_dict as cell_from_dict
 from assemblies.config import to_dict as cell_to_dict
-from blocks import Registry
+from blocks import Registry, UsageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,16 +45,19 @@ def make_trial(
 ) -> Trial:
     """Return the trial with its key: a hash of all that can change its numbers.
 
-    That is the cell, the recipe, the seed, the data's content (not its place), the source of the
-    blocks used and of the code that assembles and trains, torch's version and the device's kind.
+    That is the cell, the recipe, the seed, the content (not the place) of the data and of a
+    checkpoint to start from, the source of the blocks used and of the code that assembles and
+    trains, torch's version and the device's kind.
     """
     blocks = {
         path: registry.source_hash(kind, spelling)
         for path, (kind, spelling) in cell.spellings().items()
     }
-    numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "data"}
+    numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("data", "initial")}
     machine = [torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"]
     content = [cell_to_dict(cell), numbers, seed, fingerprint, blocks, code_hash(), machine]
+    if recipe.initial:
+        content.append(folder_hash(Path(recipe.initial)))
     return Trial(
         name=name,
         cell=cell,
@@ -63,16 +69,32 @@ def make_trial(
 
 
 @cache
+def folder_hash(directory: Path) -> str:
+    """Return a hash of a checkpoint's configuration, weights and tokenizer."""
+    content = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        path = directory / name
+        try:
+            content.update(path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read checkpoint file {str(path)!r}: {error}") from None
+    return content.hexdigest()
+
+
+@cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
     from ablate import evaluate, train
     from ablate.data import batches, tokenizer
-    from assemblies import coca, config, construct, layer, losses, towers
+    from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
     from blocks import attention, auxiliary, kernels, pooling, projections
 
-    ours = (evaluate, train, batches, tokenizer, coca, config, construct, layer, losses, towers)
+    transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
+
+    ours = (evaluate, train, batches, tokenizer)
+    model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
     shared = (auxiliary, attention, kernels, pooling, projections)
-    texts = [inspect.getsource(module) for module in (*ours, *shared)]
+    texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 

@@ -6,13 +6,15 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from blocks import Kind, Registry, UsageError
 from blocks.errors import unknown
 
 Placement = Literal["pre", "post", "peri", "reordered"]
-PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+ClsPlace = Literal["caption", "end", "end_legacy"]
+Objective = Literal["both", "contrastive", "captioning"]
+Contrast = Literal["softmax", "sigmoid"]
 TOWERS = ("image", "text", "multimodal")
 
 
@@ -35,12 +37,19 @@ class TowerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageConfig(TowerConfig):
-    """The ViT encoder: square images of ``size`` pixels cut into patches, ``width`` wide."""
+    """The ViT encoder: square images of ``size`` pixels cut into patches, ``width`` wide.
+
+    ``class_token`` adds a learned token behind the patches, ``pre_norm`` a norm in front of the
+    layers, as in CLIP (arXiv 2103.00020).
+    """
 
     width: int
     size: int = 288
     patch: int = 18
     pooling: str = "cascade"
+    patch_bias: bool = True
+    class_token: bool = False
+    pre_norm: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -49,27 +58,66 @@ class ImageConfig(TowerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TextConfig(TowerConfig):
+    """The unimodal text decoder; ``cls`` says where its CLS token stands and what it sees.
+
+    ``caption``: right behind the caption, so that padding cannot matter. ``end``: behind the
+    padding, which is masked. ``end_legacy``: the same with open_clip's mask, which is shifted by
+    one, so that CLS sees one pad and not itself; for weights that were trained so.
+    """
+
+    cls: ClsPlace = "caption"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MultimodalConfig(TowerConfig):
+    """The cross-attending text decoder.
+
+    ``context_norm`` normalises the image tokens before each cross-attention, ``double_ffn`` has an
+    FFN after self-attention too; both as in open_clip, neither in arXiv 2205.01917.
+    """
+
+    context_norm: bool = False
+    double_ffn: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CoCaConfig:
     """A cell: the three towers and what they share.
 
     ``width`` is that of both text towers, ``embedding`` that of the contrasted vectors, ``context``
     the longest caption in tokens with its begin and end marks, ``vocabulary`` the number of ids.
+    ``objective`` says which losses the model is built for: what only the other one needs does not
+    exist. ``contrast`` is the contrastive loss. ``tied_head`` predicts with the token embeddings.
     """
 
     image: ImageConfig
-    text: TowerConfig
-    multimodal: TowerConfig
+    text: TextConfig
+    multimodal: MultimodalConfig
     width: int
     embedding: int
     vocabulary: int = 64000
     context: int = 64
     dropout: float = 0.0
     temperature: float = 0.07
+    objective: Objective = "both"
+    contrast: Contrast = "softmax"
+    tied_head: bool = False
+
+    @property
+    def contrasts(self) -> bool:
+        """Return whether the model has what the contrastive loss needs."""
+        return self.objective != "captioning"
+
+    @property
+    def captions(self) -> bool:
+        """Return whether the model has what the captioning loss needs."""
+        return self.objective != "contrastive"
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
         for path, value in flatten(self).items():
-            number = isinstance(value, int | float) and path != "dropout"
+            number = type(value) in (int, float) and path != "dropout"
             if number and not 0 < value < math.inf:
                 raise UsageError(f"{path} must be above 0 and finite, got {value}")
         if self.context < 3:
@@ -81,9 +129,11 @@ class CoCaConfig:
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        for tower, config in self.towers():
-            if config.placement not in PLACEMENTS:
-                raise unknown(f"{tower}.placement", config.placement, PLACEMENTS)
+        for prefix, part in (("", self), *((f"{name}.", config) for name, config in self.towers())):
+            for name, wanted in get_type_hints(type(part)).items():
+                allowed = get_args(wanted) if get_origin(wanted) is Literal else ()
+                if allowed and getattr(part, name) not in allowed:
+                    raise unknown(f"{prefix}{name}", str(getattr(part, name)), allowed)
 
     def towers(self) -> Iterator[tuple[str, TowerConfig]]:
         """Iterate over the towers by name."""
@@ -138,7 +188,7 @@ def checked(owner: type, name: str, value: Any, path: str = "") -> Any:
     wanted = get_type_hints(owner)[name]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    kind = str if wanted is Placement else wanted
+    kind = str if get_origin(wanted) is Literal else wanted
     if type(value) is not kind:
         raise UsageError(
             f"{path or name}={value!r} is {type(value).__name__}, must be {kind.__name__}"
@@ -166,8 +216,8 @@ def from_dict(data: Mapping[str, Any]) -> CoCaConfig:
     """Return the cell that `to_dict` wrote; unknown, missing or mistyped fields raise."""
     parts: dict[str, type] = {
         "image": ImageConfig,
-        "text": TowerConfig,
-        "multimodal": TowerConfig,
+        "text": TextConfig,
+        "multimodal": MultimodalConfig,
     }
     built = {
         name: _construct(parts[name], value, f"{name}.") if name in parts else value

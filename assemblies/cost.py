@@ -36,9 +36,12 @@ def cost(cell: CoCaConfig, *, batch: int, tokens: int, registry: Registry) -> Co
         groups = torch.empty(batch, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             out = model(images, ids, lengths)
-            logits = out.states @ model.multimodal.head.weight.T
-            loss = contrastive_loss(out.image, out.text, out.scale, groups) + logits.sum()
-            loss.backward()
+            terms = []
+            if out.states is not None:
+                terms.append((out.states @ model.head.T).sum())
+            if out.embeddings is not None:
+                terms.append(contrastive_loss(out.embeddings, groups))
+            torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
     return Cost(
         parameters=count_parameters(model),
         image_parameters=count_parameters(model.image),

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from assemblies.config import Placement
-from blocks import Positions
+from blocks import KeyValues, Positions
 
 Make = Callable[[], nn.Module]
 
@@ -47,16 +47,49 @@ class Residual(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention where there is a context, and one FFN, each residual."""
+    """Self-attention, cross-attention where there is a context, and an FFN, each residual.
 
-    def __init__(self, attention: Residual, cross: Residual | None, ffn: Residual) -> None:
+    ``between`` is an FFN between the two attentions, where there is one.
+    """
+
+    def __init__(
+        self,
+        attention: Residual,
+        cross: Residual | None,
+        ffn: Residual,
+        *,
+        between: Residual | None = None,
+        context_norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.attention, self.cross, self.ffn = attention, cross, ffn
+        self.attention, self.between, self.cross, self.ffn = attention, between, cross, ffn
+        self.context_norm = context_norm or nn.Identity()
 
-    def forward(self, x: Tensor, positions: Positions, context: Tensor | None = None) -> Tensor:
-        """Map [b n d] -> [b n d], looking at the context [b m c] where there is a cross branch."""
-        x = self.attention(x, positions=positions)
+    def forward(
+        self,
+        x: Tensor,
+        positions: Positions,
+        context: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Map [b n d] -> [b n d], looking at the context [b m c] where there is a cross branch.
+
+        With a cache, x are the tokens that follow the ones in it.
+        """
+        own, other = ({}, {}) if cache is None else ({"cache": cache.own}, {"cache": cache.context})
+        x = self.attention(x, positions=positions, **own)
+        if self.between is not None:
+            x = self.between(x)
         if self.cross is not None:
             assert context is not None, "a cross-attending layer needs a context"
-            x = self.cross(x, context)
+            # The norm of a context whose keys are cached already would be for nothing.
+            seen = context if cache and len(cache.context) else self.context_norm(context)
+            x = self.cross(x, seen, **other)
         return cast(Tensor, self.ffn(x))
+
+
+class LayerCache:
+    """What a layer remembers while decoding: its own keys and values, and the context's."""
+
+    def __init__(self) -> None:
+        self.own, self.context = KeyValues(), KeyValues()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from assemblies.config import CoCaConfig, ImageConfig, TowerConfig
+from assemblies.config import CoCaConfig, ImageConfig, MultimodalConfig, TextConfig, with_field
 from blocks.errors import unknown
 
 
@@ -24,8 +24,11 @@ class Size:
     vocabulary: int
     context: int = 64
     image_ratio: float = 4.0
+    tied_head: bool = False
 
 
+# Table 1 counts encoder and decoders: base and large fit with separate matrices for embedding and
+# predicting tokens (297M and 484M in the decoders), the largest only with one (1.09B; two: 1.18B).
 SIZES: dict[str, Size] = {
     "nano": Size(
         image_width=64, image_depth=3, width=64, text_depth=2, multimodal_depth=2, heads=4,
@@ -50,12 +53,34 @@ SIZES: dict[str, Size] = {
     "giant": Size(
         image_width=1408, image_depth=40, width=1408, text_depth=18, multimodal_depth=18, heads=16,
         pixels=288, patch=18, queries=256, vocabulary=64000, image_ratio=6144 / 1408,
+        tied_head=True,
     ),
 }  # fmt: skip
 
-Blocks = dict[str, str]  # kind -> spelling, the three that arXiv 2507.18009 swaps
-ORIGINAL: Blocks = {"norm": "layernorm", "ffn": "mlp", "position": "learned"}  # arXiv 2205.01917
-GRR: Blocks = {"norm": "rmsnorm", "ffn": "geglu", "position": "rope"}  # arXiv 2507.18009
+Fields = dict[str, str | bool]  # fields of a cell and their values
+ORIGINAL = {"norm": "layernorm", "ffn": "mlp", "position": "learned"}  # arXiv 2205.01917
+GRR = {"norm": "rmsnorm", "ffn": "geglu", "position": "rope"}  # arXiv 2507.18009
+
+
+def _blocks(image: dict[str, str], text: dict[str, str]) -> Fields:
+    # Positions that are added belong at the bottom of the decoder only; rotary ones act everywhere.
+    above = text if text["position"] == "rope" else {**text, "position": "none"}
+    towers = {"image": image, "text": text, "multimodal": above}
+    return {f"{tower}.{kind}": s for tower, blocks in towers.items() for kind, s in blocks.items()}
+
+
+PRESETS: dict[str, Fields] = {
+    "original": _blocks(ORIGINAL, ORIGINAL),
+    "baseline": _blocks(ORIGINAL, GRR),
+    "grr": _blocks(GRR, GRR),
+    "clip": {
+        **_blocks(GRR, GRR),
+        "objective": "contrastive",
+        "image.pooling": "last",
+        "image.class_token": True,
+    },
+    "captioner": {**_blocks(GRR, GRR), "objective": "captioning", "image.pooling": "mean"},
+}
 
 
 def preset(name: str, size: str = "nano") -> CoCaConfig:
@@ -63,20 +88,21 @@ def preset(name: str, size: str = "nano") -> CoCaConfig:
 
     ``original`` is CoCa as published in 2022; ``grr`` has GEGLU, RMSNorm and RoPE in all towers;
     ``baseline``, the reference of arXiv 2507.18009, has grr's text towers and the original's image
-    tower, so that baseline -> grr changes the image tower only.
+    tower, so that baseline -> grr changes the image tower only. ``clip`` and ``captioner`` are
+    grr's towers with one objective: a ViT with class token against a text tower (arXiv 2103.00020),
+    and a decoder that looks at all patches (arXiv 2306.07915).
     """
-    towers = {"original": (ORIGINAL, ORIGINAL), "baseline": (ORIGINAL, GRR), "grr": (GRR, GRR)}
-    if name not in towers:
-        raise unknown("preset", name, towers)
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    image, text = towers[name]
-    return _cell(SIZES[size], image, text)
+    cell = _plain(SIZES[size])
+    for path, value in PRESETS[name].items():
+        cell = with_field(cell, path, value)
+    return cell
 
 
-def _cell(size: Size, image: Blocks, text: Blocks) -> CoCaConfig:
-    # Positions that are added belong at the bottom of the decoder only; rotary ones act everywhere.
-    above: Blocks = text if text["position"] == "rope" else {**text, "position": "none"}
+def _plain(size: Size) -> CoCaConfig:
     return CoCaConfig(
         image=ImageConfig(
             width=size.image_width,
@@ -86,24 +112,12 @@ def _cell(size: Size, image: Blocks, text: Blocks) -> CoCaConfig:
             patch=size.patch,
             pooling=f"cascade(queries={size.queries})",
             ffn_ratio=size.image_ratio,
-            norm=image["norm"],
-            ffn=image["ffn"],
-            position=image["position"],
         ),
-        text=_text_tower(size.text_depth, size, text),
-        multimodal=_text_tower(size.multimodal_depth, size, above),
+        text=TextConfig(depth=size.text_depth, heads=size.heads),
+        multimodal=MultimodalConfig(depth=size.multimodal_depth, heads=size.heads),
         width=size.width,
         embedding=size.width,
         vocabulary=size.vocabulary,
         context=size.context,
-    )
-
-
-def _text_tower(depth: int, size: Size, blocks: Blocks) -> TowerConfig:
-    return TowerConfig(
-        depth=depth,
-        heads=size.heads,
-        norm=blocks["norm"],
-        ffn=blocks["ffn"],
-        position=blocks["position"],
+        tied_head=size.tied_head,
     )

@@ -18,6 +18,37 @@ QK_NORM_EPS = 1e-6
 BACKEND_IS_NO_RESULT = {"option_acts(backend)": "a backend changes the kernel, not the result"}
 
 
+class KeyValues:
+    """Keys and values [b h m e] of tokens seen before, for decoding token by token."""
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[-2]
+
+    def all(self) -> tuple[Tensor, Tensor]:
+        """Return what has been seen."""
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; returns all."""
+        if len(self):
+            old_keys, old_values = self.all()
+            keys = torch.cat([old_keys, keys], dim=-2)
+            values = torch.cat([old_values, values], dim=-2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows [r] of the batch, in this order."""
+        if len(self):
+            self.keys, self.values = (t[rows] for t in self.all())
+
+
 class GroupedQueryAttention(nn.Module):
     """Scaled dot-product attention in which heads share keys and values (arXiv 2305.13245).
 
@@ -54,26 +85,41 @@ class GroupedQueryAttention(nn.Module):
         self.key_gain = nn.Parameter(torch.ones(site.head_dim)) if qk_norm else None
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, positions: Positions | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        positions: Positions | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
-        """Map [b n d], with context [b m c] for cross-attention, to [b n d]."""
-        source = x if context is None else context
-        q = split_heads(self.query(x), self.heads)  # [b h n e]
-        k, v = (split_heads(t, self.kv_heads) for t in self.key_value(source).chunk(2, dim=-1))
-        q, k = _unit_rms(q, self.query_gain), _unit_rms(k, self.key_gain)
+        """Map [b n d], with context [b m c] for cross-attention, to [b n d].
+
+        With a cache, x are the tokens that follow those in it; a context is looked at once.
+        """
+        q = _unit_rms(split_heads(self.query(x), self.heads), self.query_gain)  # [b h n e]
+        if context is not None and cache is not None and len(cache):
+            k, v = cache.all()
+        else:
+            k, v = self._keys_values(x if context is None else context)
+            if positions is not None:
+                assert context is None, "positions are for self-attention"
+                q, k = positions.rotate(q, k, offset=len(cache) if cache is not None else 0)
+            if cache is not None:
+                k, v = cache.extend(k, v)
+        bias = None if positions is None else positions.bias(q.shape[-2], k.shape[-2])
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        bias = None
-        if positions is not None:
-            assert context is None, "positions are for self-attention"
-            q, k = positions.rotate(q, k)
-            bias = positions.bias(q.shape[-2], k.shape[-2])
         y = attend(q, k, v, causal=self.causal, bias=bias, backend=self.backend)  # [b h n e]
         merged = y.transpose(1, 2).flatten(2)  # [b n d]
         if self.gate is not None:
             merged = merged * torch.sigmoid(self.gate(x))
         out: Tensor = self.leave(merged)
         return out
+
+    def _keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values [b g m e] of the g heads that share them."""
+        k, v = (split_heads(t, self.kv_heads) for t in self.key_value(source).chunk(2, dim=-1))
+        return _unit_rms(k, self.key_gain), v
 
 
 class MultiHeadAttention(GroupedQueryAttention):

@@ -42,6 +42,7 @@ def attend(
     if backend == "reference":
         return _reference_attend(q, k, v, causal=causal, bias=bias)
     assert backend in ("auto", "sdpa"), backend
+    causal = causal and q.shape[-2] > 1  # the last token sees all: no mask when decoding
     if bias is None and (not causal or q.shape[-2] == k.shape[-2]):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     mask = scores_mask(q, k.shape[-2], causal=causal, bias=bias)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from blocks.attention import MultiHeadAttention
 from blocks.errors import Unsupported
 from blocks.hookspecs import hookimpl
+from blocks.norms import LayerNorm
 from blocks.projections import linear
 from blocks.site import Site
 from blocks.spec import BlockSpec
@@ -23,25 +24,48 @@ class Pooled(NamedTuple):
     vector: Tensor
 
 
-class AttentionPooler(nn.Module):
-    """Learned queries that attend to a context: one attention layer (arXiv 2205.01917)."""
+class Pooling(nn.Module):
+    """A pooler that can give either half alone, so that a loss left out costs nothing.
 
-    def __init__(self, site: Site, *, queries: int) -> None:
+    A subclass defines `forward`, and whichever half is cheaper by itself.
+    """
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map [b n c] to the captioning tokens [b q d]."""
+        pooled: Pooled = self(x)
+        return pooled.tokens
+
+    def vector(self, x: Tensor) -> Tensor:
+        """Map [b n c] to the contrastive vector [b d]."""
+        pooled: Pooled = self(x)
+        return pooled.vector
+
+
+class AttentionPooler(nn.Module):
+    """Learned queries that attend to a context: one attention layer (arXiv 2205.01917).
+
+    ``normed`` normalises the queries and the output, as in open_clip.
+    """
+
+    def __init__(self, site: Site, *, queries: int, normed: bool = False) -> None:
         super().__init__()
         if queries < 1:
             raise Unsupported(f"a pooler needs at least 1 query, got {queries}")
         self.queries = nn.Parameter(torch.empty(queries, site.dim))
         nn.init.trunc_normal_(self.queries, std=1.0)
         self.attention = MultiHeadAttention(site)
+        self.norm_queries = LayerNorm(site) if normed else nn.Identity()
+        self.norm_output = LayerNorm(site) if normed else nn.Identity()
 
     def forward(self, context: Tensor) -> Tensor:
         """Map [b m c] -> [b q d]."""
-        queries = self.queries.to(context.dtype).expand(context.shape[0], -1, -1)
-        out: Tensor = self.attention(queries, context)
+        queries = self.norm_queries(self.queries).to(context.dtype)
+        pooled = self.attention(queries.expand(context.shape[0], -1, -1), context)
+        out: Tensor = self.norm_output(pooled)
         return out
 
 
-class Cascade(nn.Module):
+class Cascade(Pooling):
     """Captioning queries on the image tokens, then one contrastive query on these.
 
     The default of all CoCa models (arXiv 2205.01917): ``queries`` captioning queries, 256 there.
@@ -54,11 +78,16 @@ class Cascade(nn.Module):
 
     def forward(self, x: Tensor) -> Pooled:
         """Map [b n c] to [b q d] and [b d]."""
-        tokens = self.captioning(x)
+        tokens = self.tokens(x)
         return Pooled(tokens, self.contrastive(tokens)[:, 0])
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b q d]."""
+        out: Tensor = self.captioning(x)
+        return out
 
-class Parallel(nn.Module):
+
+class Parallel(Pooling):
     """Captioning queries and one contrastive query, both on the image tokens (arXiv 2205.01917)."""
 
     def __init__(self, site: Site, *, queries: int = 256) -> None:
@@ -68,17 +97,36 @@ class Parallel(nn.Module):
 
     def forward(self, x: Tensor) -> Pooled:
         """Map [b n c] to [b q d] and [b d]."""
-        return Pooled(self.captioning(x), self.contrastive(x)[:, 0])
+        return Pooled(self.tokens(x), self.vector(x))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b q d]."""
+        out: Tensor = self.captioning(x)
+        return out
+
+    def vector(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b d]."""
+        out: Tensor = self.contrastive(x)[:, 0]
+        return out
 
 
-class Single(nn.Module):
-    """One pooler for both tasks: its first query contrasts, the others caption (open_clip)."""
+class Single(Pooling):
+    """One pooler for both tasks: its first query contrasts, the others caption (open_clip).
 
-    def __init__(self, site: Site, *, queries: int = 256) -> None:
+    ``normed`` adds layer norms on queries and output and ``heads`` sets the pooler's own number of
+    heads (0: that of the multimodal tower), as open_clip's models have it.
+    """
+
+    def __init__(
+        self, site: Site, *, queries: int = 256, normed: bool = False, heads: int = 0
+    ) -> None:
         super().__init__()
         if queries < 2:
             raise Unsupported(f"a single pooler needs at least 2 queries, got {queries}")
-        self.pooler = AttentionPooler(site, queries=queries)
+        if heads < 0:
+            raise Unsupported(f"heads must be at least 0, got {heads}")
+        own = replace(site, heads=heads or site.heads)
+        self.pooler = AttentionPooler(own, queries=queries, normed=normed)
 
     def forward(self, x: Tensor) -> Pooled:
         """Map [b n c] to [b q-1 d] and [b d]."""
@@ -86,7 +134,7 @@ class Single(nn.Module):
         return Pooled(pooled[:, 1:], pooled[:, 0])
 
 
-class Mean(nn.Module):
+class Mean(Pooling):
     """No queries: all image tokens, projected, caption; their mean contrasts."""
 
     def __init__(self, site: Site) -> None:
@@ -95,11 +143,21 @@ class Mean(nn.Module):
 
     def forward(self, x: Tensor) -> Pooled:
         """Map [b n c] to [b n d] and [b d]."""
-        tokens = self.project(x)
+        tokens = self.tokens(x)
         return Pooled(tokens, tokens.mean(dim=1))
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b n d]."""
+        out: Tensor = self.project(x)
+        return out
 
-class Last(nn.Module):
+    def vector(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b d]: the mean of projections is the projection of the mean."""
+        out: Tensor = self.project(x.mean(dim=1))
+        return out
+
+
+class Last(Pooling):
     """No queries: all image tokens, projected, caption; the last one contrasts."""
 
     def __init__(self, site: Site) -> None:
@@ -108,8 +166,18 @@ class Last(nn.Module):
 
     def forward(self, x: Tensor) -> Pooled:
         """Map [b n c] to [b n d] and [b d]."""
-        tokens = self.project(x)
+        tokens = self.tokens(x)
         return Pooled(tokens, tokens[:, -1])
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b n d]."""
+        out: Tensor = self.project(x)
+        return out
+
+    def vector(self, x: Tensor) -> Tensor:
+        """Map [b n c] to [b d]."""
+        out: Tensor = self.project(x[:, -1])
+        return out
 
 
 def _context_width(site: Site) -> int:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ablate.data.batches import EncodedSplit, TrainBatches, encode_split, evaluation_batches
+from ablate.data.batches import (
+    EncodedSplit,
+    TrainBatches,
+    encode_split,
+    evaluation_batches,
+    mixed_order,
+)
 from ablate.data.pairs import Pairs, open_pairs
 from ablate.data.rows import SPLITS
 from ablate.data.tokenizer import open_tokenizer
@@ -14,6 +20,7 @@ __all__ = [
     "TrainBatches",
     "encode_split",
     "evaluation_batches",
+    "mixed_order",
     "open_pairs",
     "open_tokenizer",
 ]

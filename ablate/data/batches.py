@@ -53,13 +53,21 @@ class EncodedSplit:
 
     def batch(self, chosen: Sequence[int], captions: Sequence[int]) -> Batch:
         """Return some pairs with one caption each, padded to the longest one in the batch."""
-        pixels = torch.from_numpy(self.images[self.rows[list(chosen)]])
-        images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        images = to_floats(torch.from_numpy(self.images[self.rows[list(chosen)]]))
         ids = [self.ids[i][which] for i, which in zip(chosen, captions, strict=True)]
-        lengths = torch.tensor([len(item) for item in ids])
-        longest = min(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, self.context)
-        tokens = torch.tensor([item + [PAD] * (longest - len(item)) for item in ids])
-        return Batch(images, tokens, lengths, self.groups[list(chosen)])
+        return Batch(images, *pad(ids, self.context), self.groups[list(chosen)])
+
+
+def to_floats(pixels: Tensor) -> Tensor:
+    """Map pictures [b s s 3] of bytes to images [b 3 s s] in -1 .. 1."""
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def pad(ids: Sequence[list[int]], context: int) -> tuple[Tensor, Tensor]:
+    """Return ids [b n], padded to the longest and a little more, and their lengths [b]."""
+    lengths = torch.tensor([len(item) for item in ids])
+    longest = min(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, context)
+    return torch.tensor([item + [PAD] * (longest - len(item)) for item in ids]), lengths
 
 
 def encode_split(pairs: Pairs, split: str, tokenizer: Tokenizer, context: int) -> EncodedSplit:
@@ -125,14 +133,19 @@ def augment(images: Tensor, crop: float, flip: float, generator: torch.Generator
     return F.grid_sample(images, where, padding_mode="border", align_corners=False)
 
 
+def mixed_order(count: int) -> list[int]:
+    """Return the one order in which held-out pairs are looked at."""
+    mixed = torch.Generator().manual_seed(stream_seed(0, "evaluation"))
+    return [int(i) for i in torch.randperm(count, generator=mixed)]
+
+
 def evaluation_batches(split: EncodedSplit, batch: int) -> Iterator[tuple[Batch, bool]]:
     """Iterate over a split in one fixed, mixed order with each pair's first caption.
 
     The flag says whether the batch is full: contrastive losses of smaller batches are easier and
     would not compare. Neighbours in a file look alike, hence the mixing.
     """
-    mixed = torch.Generator().manual_seed(stream_seed(0, "evaluation"))
-    order = torch.randperm(len(split), generator=mixed).tolist()
+    order = mixed_order(len(split))
     size = min(batch, len(split))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -30,6 +31,25 @@ def open_tokenizer(pairs: Pairs, vocabulary: int) -> Tokenizer:
         with atomic(path) as temporary:
             train_tokenizer(captions, vocabulary).save(str(temporary))
     return Tokenizer.from_file(str(path))
+
+
+def read_tokenizer(checkpoint: Path, vocabulary: int) -> Tokenizer:
+    """Return the tokenizer of a checkpoint folder; raises `UsageError` if it cannot be ours."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise UsageError(f"checkpoint {str(checkpoint)!r} has no {path.name}")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UsageError(f"cannot read tokenizer {str(path)!r}: {error}") from None
+    marks = [tokenizer.token_to_id(mark) for mark in SPECIAL]
+    if marks != [PAD, BEGIN, END]:
+        raise UsageError(f"tokenizer {str(path)!r} must have {', '.join(SPECIAL)} as ids 0 to 2")
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise UsageError(
+            f"tokenizer {str(path)!r} has {tokenizer.get_vocab_size()} ids, the model {vocabulary}"
+        )
+    return tokenizer
 
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int) -> Tokenizer:

@@ -69,10 +69,23 @@ def test_grid_algebra() -> None:
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_plugins_block_enters_every_grid(name: str) -> None:
     registry = load_registry([DYT])
-    grid = make_grid(name, "nano", registry)
-    assert grid.cells["grr norm=dyt"].image.norm == "dyt"
-    assert any(c.pairs == (("grr", "grr norm=dyt"),) for c in grid.contrasts)
-    assert "grr norm=dyt" not in make_grid(name, "nano", REGISTRY).cells
+    origin = preset("original") if name == "transplant" else None
+    base = "checkpoint" if origin else "grr"
+    grid = make_grid(name, "nano", registry, origin=origin)
+    assert grid.cells[f"{base} norm=dyt"].image.norm == "dyt"
+    assert any(c.pairs == ((base, f"{base} norm=dyt"),) for c in grid.contrasts)
+    assert f"{base} norm=dyt" not in make_grid(name, "nano", REGISTRY, origin=origin).cells
+
+
+def test_transplant_starts_from_a_checkpoint() -> None:
+    origin = preset("original")
+    grid = make_grid("transplant", "nano", REGISTRY, origin=origin)
+    assert grid.cells["checkpoint"] == origin
+    every = grid.cells["checkpoint+all"].image
+    assert (every.norm, every.ffn, every.position) == ("rmsnorm", "geglu", "rope")
+    assert {cell.text for cell in grid.cells.values()} == {origin.text}
+    with pytest.raises(UsageError, match="add --set initial=DIR"):
+        make_grid("transplant", "nano", REGISTRY)
 
 
 def test_each_has_every_block_and_swept_option() -> None:

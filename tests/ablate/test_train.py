@@ -52,7 +52,7 @@ def test_training_learns_and_writes_its_result(shapes: str, tmp_path: Path) -> N
     assert last["test/coca"] == pytest.approx(last["test/contrastive"] + 2 * last["test/caption"])
     assert last["test/perplexity"] == pytest.approx(math.exp(last["test/caption"]))
     assert not (tmp_path / "checkpoint.pt").exists()
-    assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "model" / "model.safetensors").exists()
 
 
 def test_the_same_seed_twice_gives_bit_identical_losses(shapes: str, tmp_path: Path) -> None:

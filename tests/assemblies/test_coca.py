@@ -49,18 +49,22 @@ def test_no_future_leaks_into_caption_states(cell: CoCaConfig) -> None:
 def test_cls_sees_all_real_tokens_and_no_padding(cell: CoCaConfig) -> None:
     model = CoCa(cell).eval()
     images, tokens, lengths = inputs()
-    text = model(images, tokens, lengths).text
+    text = model(images, tokens, lengths).embeddings.text
     wider = torch.nn.functional.pad(tokens, (0, 6))
-    torch.testing.assert_close(model(images, wider, lengths).text, text, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(images, wider, lengths).embeddings.text, text, atol=1e-5, rtol=1e-5
+    )
     garbage = wider.clone()
     for row, length in enumerate(lengths):
         garbage[row, length:] = 17
-    torch.testing.assert_close(model(images, garbage, lengths).text, text, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(images, garbage, lengths).embeddings.text, text, atol=1e-5, rtol=1e-5
+    )
     for row, length in enumerate(lengths):
         for place in range(length):
             changed = tokens.clone()
             changed[row, place] = (changed[row, place] + 1) % 400
-            other = model(images, changed, lengths).text
+            other = model(images, changed, lengths).embeddings.text
             moved = (other - text).abs().amax(dim=-1)
             assert moved[row] > 1e-7, f"CLS of caption {row} does not see token {place}"
             others = torch.arange(len(lengths)) != row
@@ -81,9 +85,10 @@ def test_examples_do_not_mix(cell: CoCaConfig) -> None:
     images, tokens, lengths = inputs()
     whole = model(images, tokens, lengths)
     alone = model(images[1:2], tokens[1:2], lengths[1:2])
-    for name in ("image", "text", "states"):
-        got, expected = getattr(whole, name)[1:2], getattr(alone, name)
-        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    every = (*whole.embeddings[:2], whole.states)
+    one = (*alone.embeddings[:2], alone.states)
+    for got, expected in zip(every, one, strict=True):
+        torch.testing.assert_close(got[1:2], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_parameter_gets_a_gradient(cell: CoCaConfig) -> None:
@@ -91,8 +96,10 @@ def test_every_parameter_gets_a_gradient(cell: CoCaConfig) -> None:
     images, tokens, lengths = inputs()
     out = model(images, tokens, lengths)
     real = torch.arange(tokens.shape[1]) < lengths[:, None] - 1
-    logits = model.multimodal.head(out.states[real])
-    loss = (out.image @ out.text.T * out.scale).logsumexp(-1).sum() + logits.logsumexp(-1).sum()
+    logits = out.states[real] @ model.head.T
+    loss = (out.embeddings.image @ out.embeddings.text.T * out.embeddings.scale).logsumexp(
+        -1
+    ).sum() + logits.logsumexp(-1).sum()
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -201,7 +208,7 @@ def test_residual_streams_are_fp32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(*inputs())
     assert set(seen.values()) == {torch.float32}
-    assert out.image.dtype == out.text.dtype == torch.float32
+    assert out.embeddings.image.dtype == out.embeddings.text.dtype == torch.float32
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -1,0 +1,70 @@
+"""A checkpoint put to use: pictures in, captions out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ablate.data.batches import pad, to_floats
+from ablate.data.images import Pixels
+from ablate.data.tokenizer import BEGIN, END, PAD, encode, read_tokenizer
+from assemblies import CoCa, Decoding, Marks, generate, load
+from blocks import Registry
+
+BATCH = 64
+
+
+class Captioner:
+    """A model with its tokenizer, on the best device there is."""
+
+    def __init__(self, model: CoCa, tokenizer: Tokenizer) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
+        known = min(tokenizer.get_vocab_size(), model.cell.vocabulary)
+        self.marks = Marks(begin=BEGIN, end=END, pad=PAD, known=known)
+
+    @classmethod
+    def open(cls, directory: Path, registry: Registry | None = None) -> Captioner:
+        """Return the captioner of a checkpoint folder; raises `UsageError` that says what lacks."""
+        model = load(directory, registry=registry)
+        return cls(model, read_tokenizer(directory, model.cell.vocabulary))
+
+    @property
+    def size(self) -> int:
+        """Return the side of the model's images in pixels."""
+        return self.model.cell.image.size
+
+    def caption(self, images: Sequence[Pixels], decoding: Decoding | None = None) -> list[str]:
+        """Return a caption for each of some pictures [s s 3]."""
+        said: list[str] = []
+        for batch in self._batches(images):
+            tokens, lengths, _ = generate(self.model, batch, marks=self.marks, decoding=decoding)
+            rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+            ids = [[i for i in row[1:length] if i != END] for row, length in rows]
+            said += [text.strip() for text in self.tokenizer.decode_batch(ids)]
+        return said
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[Pixels]) -> Tensor:
+        """Return unit embeddings [n d] of some pictures [s s 3]."""
+        return torch.cat([self.model.encode_image(b).float().cpu() for b in self._batches(images)])
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit embeddings [n d] of some texts."""
+        found = []
+        for start in range(0, len(texts), BATCH):
+            ids = encode(self.tokenizer, texts[start : start + BATCH], self.model.cell.context)
+            tokens, lengths = pad(ids, self.model.cell.context)
+            found.append(self.model.encode_text(tokens.to(self.device), lengths.to(self.device)))
+        return torch.cat(found).float().cpu()
+
+    def _batches(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
+        for start in range(0, len(images), BATCH):
+            pixels = np.stack([np.asarray(image) for image in images[start : start + BATCH]])
+            yield to_floats(torch.from_numpy(pixels)).to(self.device)

@@ -1,0 +1,39 @@
+"""A recipe's data as a cell reads it: pairs, tokenizer, and the encoded splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from ablate.data.batches import EncodedSplit, encode_split
+from ablate.data.pairs import Pairs, open_pairs
+from ablate.data.rows import SPLITS
+from ablate.data.tokenizer import open_tokenizer, read_tokenizer
+from ablate.recipe import Recipe
+from assemblies import CoCaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a trial trains on and is tested on."""
+
+    pairs: Pairs
+    tokenizer: Tokenizer
+    splits: dict[str, EncodedSplit]
+
+
+def open_dataset(recipe: Recipe, cell: CoCaConfig) -> Dataset:
+    """Return a recipe's data, encoded for a cell.
+
+    The tokenizer is that of the checkpoint that training starts from, else one trained on the
+    training captions. Raises `UsageError` where the data cannot be used.
+    """
+    pairs = open_pairs(recipe.data, cell.image.size)
+    if recipe.initial:
+        tokenizer = read_tokenizer(Path(recipe.initial), cell.vocabulary)
+    else:
+        tokenizer = open_tokenizer(pairs, cell.vocabulary)
+    splits = {split: encode_split(pairs, split, tokenizer, cell.context) for split in SPLITS}
+    return Dataset(pairs=pairs, tokenizer=tokenizer, splits=splits)

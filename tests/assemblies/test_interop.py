@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from assemblies import CoCa, captioning_loss, contrastive_loss
+from assemblies.interop import entries, from_open_clip, to_open_clip
+from blocks import UsageError
+
+LAYOUTS = {"coca_ViT-B-32": (32, 768, 512), "coca_ViT-L-14": (14, 1024, 768)}
+SMALL = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "image_size": 64, "layers": 2, "width": 192, "patch_size": 16,
+        "attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True,
+    },
+    "text_cfg": {
+        "context_length": 12, "vocab_size": 300, "width": 128, "heads": 2, "layers": 2,
+        "embed_cls": True, "output_tokens": True,
+    },
+    "multimodal_cfg": {
+        "context_length": 12, "vocab_size": 300, "width": 128, "heads": 2, "layers": 2,
+        "attn_pooler_heads": 8,
+    },
+}  # fmt: skip
+
+
+def stand_in(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    modes = {"NEAREST": 0, "BILINEAR": 2, "BICUBIC": 3}  # of InterpolationMode, for defaults
+    return type(name, (torch.nn.Module,), modes)
+
+
+def open_clip_coca(name: str | None = None) -> torch.nn.Module:
+    """Return open_clip's model, its uninitialised vocabulary head given finite weights.
+
+    open_clip imports torchvision, whose wheels do not import beside this torch, for image
+    transforms that a model does not need: empty modules stand in for it.
+    """
+    sys.modules.setdefault("timm", None)  # type: ignore[arg-type]  # optional there, and heavy
+    for part in ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc"):
+        module = types.ModuleType(f"torchvision{part}")
+        module.__path__ = []
+        module.__getattr__ = stand_in  # type: ignore[method-assign]
+        sys.modules.setdefault(module.__name__, module)
+        parent, _, own = module.__name__.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], own, sys.modules[module.__name__])
+    pytest.importorskip("open_clip")
+    from open_clip.coca_model import CoCa as Theirs
+    from open_clip.factory import get_model_config
+
+    torch.manual_seed(0)
+    config = dict(get_model_config(name)) if name else dict(SMALL)
+    config.pop("custom_text", None)
+    model = Theirs(**config).eval()
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=0.05)
+    for parameter in model.parameters():  # biases and gains that start at 0 and 1 hide mistakes
+        if parameter.ndim < 2:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def batch(size: int, context: int, vocabulary: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(3, 3, size, size, generator=generator)
+    lengths = torch.tensor([context, 5, context // 2])
+    tokens = torch.randint(1, vocabulary, (3, context), generator=generator)
+    return images, tokens.masked_fill(torch.arange(context) >= lengths[:, None], 0), lengths
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("legacy", [True, False], ids=["legacy", "correct"])
+@pytest.mark.parametrize("name", [None, "coca_ViT-B-32"], ids=["small", "B-32"])
+@torch.no_grad()
+def test_import_computes_what_open_clip_does(name: str | None, legacy: bool) -> None:
+    theirs = open_clip_coca(name)
+    theirs.text.correct_cls_mask = not legacy
+    ours = from_open_clip(theirs.state_dict(), legacy_cls_mask=legacy)
+    cell = ours.cell
+    images, tokens, lengths = batch(cell.image.size, cell.context, cell.vocabulary)
+    out = ours(images, tokens, lengths)
+    expected = theirs(images, tokens)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(out.embeddings.image, expected["image_features"], **close)
+    torch.testing.assert_close(out.embeddings.text, expected["text_features"], **close)
+    logits = (out.states @ ours.head.T)[:, :-1]
+    torch.testing.assert_close(logits, expected["logits"], **close)
+
+    scale = expected["logit_scale"]
+    scores = scale * expected["image_features"] @ expected["text_features"].T
+    target = torch.arange(3)
+    contrastive = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+    got = contrastive_loss(out.embeddings, torch.arange(3))
+    torch.testing.assert_close(got, contrastive, **close)
+    caption = F.cross_entropy(
+        expected["logits"].permute(0, 2, 1), expected["labels"], ignore_index=0
+    )
+    own = captioning_loss(out.states, ours.head, tokens, lengths)
+    torch.testing.assert_close(own, caption, **close)
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [None, *LAYOUTS])
+def test_export_gives_back_the_state_dict_exactly(name: str | None) -> None:
+    state = open_clip_coca(name).state_dict()
+    back = to_open_clip(from_open_clip(state))
+    assert back.keys() == state.keys()
+    for key, tensor in state.items():
+        assert torch.equal(back[key], tensor), key
+        assert back[key].shape == tensor.shape, key
+
+
+def layout_state(patch: int, width: int, text: int) -> dict[str, torch.Tensor]:
+    """Return a random state dict of open_clip's layout, one layer to a tower, without open_clip."""
+    table = {
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (5, width),
+        "text_decoder.text_projection": (text, 300),
+        "visual.attn_pool.query": (9, text),
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
+        "text.transformer.resblocks.0.x": (),
+        "text_decoder.resblocks.0.x": (),
+        "visual.proj": (text, text),
+        "text.positional_embedding": (13, text),
+    }
+    from assemblies.interop import _cell_of
+
+    rough = {name: torch.empty(shape) for name, shape in table.items()}
+    cell = _cell_of(rough, True, 64, 8)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator)
+        for entry in entries(cell)
+        for name, shape in entry.theirs.items()
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_round_trip_is_exact(layout: str) -> None:
+    state = layout_state(*LAYOUTS[layout])
+    back = to_open_clip(from_open_clip(state))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_what_is_missing_or_unexpected_is_listed() -> None:
+    state = layout_state(16, 128, 64)
+    del state["text.ln_final.weight"]
+    state["visual.extra"] = torch.zeros(1)
+    with pytest.raises(
+        UsageError, match=r"missing \['text.ln_final.weight'\], unexpected \['visual"
+    ):
+        from_open_clip(state)
+    with pytest.raises(UsageError, match=r"no 'visual\.conv1\.weight'"):
+        from_open_clip({})
+
+
+def test_another_layout_cannot_be_exported() -> None:
+    from samples import small
+
+    with pytest.raises(UsageError, match="open_clip's layout"):
+        to_open_clip(CoCa(small()))
