@@ -16,12 +16,8 @@ from ablate.data.rows import Row, Source, file_row, make_row
 from blocks import UsageError
 from blocks.errors import unknown
 
-IMAGE_COLUMNS = (
-    "image",
-    "jpg",
-    "png",
-    "webp",
-)  # where none is named: Hugging Face's, img2dataset's
+# Looked for where none is named: what Hugging Face's datasets and img2dataset write.
+IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "captions", "text", "txt")
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 ROWS_AT_ONCE = 64
@@ -114,7 +110,7 @@ def open_csv(path: Path, options: Mapping[str, str]) -> Source:
     rows = []
     for number, cells in _records(lines[1:], separator):
         if len(cells) == len(header):
-            name, *rest = (cells[place] for place in places)
+            name, *rest = (cells[place].strip() for place in places)
             images.setdefault(name, []).append(rest)
         else:
             problem = "line cannot be read, or has more or fewer cells than the first"

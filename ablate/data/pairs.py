@@ -26,7 +26,6 @@ from blocks import UsageError
 
 MAX_SKIPPED = 0.01  # above this share of unusable pairs a source is refused
 CACHE_VERSION = 2
-COPY_ROWS = 256
 
 Tick = Callable[[], None]
 
@@ -164,12 +163,14 @@ def settle(
 
 
 def _write_in_order(path: Path, unsorted: Path, order: Sequence[int], size: int) -> None:
-    pixels = np.memmap(unsorted, np.uint8, "r").reshape(-1, size, size, 3)
+    """Copy image by image: a map of either file would fill the memory, and fail as SIGBUS."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(order), size, size, 3)}
-    with path.open("wb") as file:  # not a writable map: on a full disk that is a SIGBUS
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(order), COPY_ROWS):
-            file.write(pixels[list(order[start : start + COPY_ROWS])].tobytes())
+    length = size * size * 3
+    with unsorted.open("rb") as source, path.open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, header)
+        for place in order:
+            source.seek(place * length)
+            target.write(source.read(length))
 
 
 def group_by_caption(captions: Sequence[Sequence[str]]) -> list[int]:

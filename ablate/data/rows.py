@@ -20,7 +20,7 @@ SPLIT_NAMES = {
 }
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 MAX_BYTES = 64 * 2**20  # of one image or text; more is an accident or an attack
-MAX_WORDS = 1000  # of one caption; more is a page, not a caption
+MAX_WORDS, MAX_LETTERS = 1000, 10_000  # of one caption; more is a page, not a caption
 
 
 class Row(NamedTuple):
@@ -82,8 +82,8 @@ def make_row(key: str, image: bytes | Path, captions: object, split: object = No
 def _caption_problem(caption: object) -> str:
     if not isinstance(caption, str):
         return "caption is not text"
-    if len(caption.split()) > MAX_WORDS:
-        return f"caption above {MAX_WORDS} words"
+    if len(caption) > MAX_LETTERS or len(caption.split()) > MAX_WORDS:
+        return f"caption above {MAX_WORDS} words or {MAX_LETTERS} letters"
     try:
         caption.encode()
     except UnicodeEncodeError:  # bytes that were no UTF-8, or half of a surrogate pair in JSON

@@ -88,7 +88,7 @@ def _require_end(archive: tarfile.TarFile) -> None:
 def open_folder(directory: Path) -> Source:
     """Return the pairs of a directory and all below it: an image beside its .txt or .json."""
     found: dict[str, dict[str, Path]] = defaultdict(dict)
-    for place, _, names in os.walk(directory):
+    for place, _, names in os.walk(directory, onerror=_refuse):
         for name in names:
             stem, _, suffix = name.rpartition(".")
             if stem and suffix.lower() in IMAGE_SUFFIXES + TEXT_SUFFIXES:
@@ -98,6 +98,10 @@ def open_folder(directory: Path) -> Source:
     pairs = {key: found[key] for key in sorted(found) if set(found[key]) != {"json"}}
     files = [path for members in pairs.values() for path in members.values()]
     return Source(files, lambda: (_folder_row(key, members) for key, members in pairs.items()))
+
+
+def _refuse(error: OSError) -> None:
+    raise UsageError(f"cannot read directory {error.filename!r}: {error.strerror}")
 
 
 def _folder_row(key: str, members: Mapping[str, Path]) -> Row:

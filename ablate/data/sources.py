@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -167,7 +168,10 @@ def _file(name: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
     near = difflib.get_close_matches(path.name, beside, n=1)
     return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
 

@@ -82,6 +82,23 @@ def test_what_a_killed_process_left_is_made_again(cache: Path, tmp_path: Path) -
     assert [Path(name).suffix for name in entries(cache)] == [""]
 
 
+# Says by how many bytes opening a set raised the most that the process ever held in memory.
+MEASURE = """
+import resource, sys
+from ablate.data import open_pairs
+most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = most()
+images = open_pairs("embedded:stamps", 224).images
+print(most() - before, images.nbytes)
+"""
+
+
+def test_decoding_does_not_hold_the_set_in_memory(cache: Path) -> None:
+    grown, size = map(int, start(MEASURE).communicate()[0].split())
+    assert size > 120e6
+    assert grown < size / 2
+
+
 def zeros(number: int) -> Callable[[Path], None]:
     def make(directory: Path) -> None:
         (directory / "content").write_bytes(bytes(number))

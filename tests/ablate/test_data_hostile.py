@@ -158,6 +158,7 @@ LONG = "word " * 10_000
     ({"txt": b"  "}, "no caption"),
     ({"txt": b""}, "no caption"),
     ({"txt": LONG.encode()}, f"caption above {MAX_WORDS} words"),
+    ({"txt": b"word" * 10_000}, f"caption above {MAX_WORDS} words"),
     ({"json": b'{"caption": "x", "split": "trian"}'}, "split is none of train, val, test"),
     ({"json": b'{"caption": "x", "split": ["train"]}'}, "split is none of train, val, test"),
     ({"txt": b"fine", "jpg": b"second"}, "two images of one name"),
