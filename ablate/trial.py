@@ -68,16 +68,22 @@ def make_trial(
     )
 
 
-@cache
 def folder_hash(directory: Path) -> str:
     """Return a hash of a checkpoint's configuration, weights and tokenizer."""
+    try:
+        stamps = [(p, p.stat()) for p in (directory / n for n in (CONFIG, WEIGHTS, TOKENIZER))]
+        return _content_hash(tuple((path, s.st_size, s.st_mtime_ns) for path, s in stamps))
+    except OSError as error:
+        raise UsageError(f"cannot read checkpoint {str(directory)!r}: {error}") from None
+
+
+@cache
+def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return a hash of files' contents; a plan asks for the same ones for each of its trials."""
     content = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        path = directory / name
-        try:
-            content.update(path.read_bytes())
-        except OSError as error:
-            raise UsageError(f"cannot read checkpoint file {str(path)!r}: {error}") from None
+    for path, *_ in stamped:
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
     return content.hexdigest()
 
 

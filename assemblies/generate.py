@@ -153,13 +153,15 @@ def can_cache(model: CoCa) -> bool:
 def follow(decoder: Decoder, marks: Marks, decoding: Decoding, longest: int) -> Captions:
     """Take one token after the other: the likeliest, or a seeded draw."""
     device, rows = decoder.image_tokens.device, decoder.rows
-    generator = torch.Generator(device).manual_seed(decoding.seed)
+    # A stream to a row: what is drawn for one does not depend on how many others there are.
+    streams = [torch.Generator().manual_seed(decoding.seed + row) for row in range(rows)]
     tokens = torch.full((rows, 1), marks.begin, device=device)
     scores, lengths = torch.zeros(rows, device=device), torch.ones_like(tokens[:, 0])
     alive = torch.ones(rows, dtype=torch.bool, device=device)
     for place in range(1, longest + 1):
         found = _likelihoods(decoder.next(tokens), marks, place < decoding.minimum)
-        chosen = choose(found, decoding, generator)  # [r]
+        draws = torch.stack([torch.rand((), generator=stream) for stream in streams])
+        chosen = choose(found, decoding, draws.to(device))  # [r]
         scores += torch.where(alive, found.gather(1, chosen[:, None]).squeeze(1), 0.0)
         lengths += alive
         chosen = torch.where(alive, chosen, marks.pad)
@@ -170,8 +172,8 @@ def follow(decoder: Decoder, marks: Marks, decoding: Decoding, longest: int) -> 
     return Captions(tokens, lengths, scores)
 
 
-def choose(found: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
-    """Return one id [r] per row of log-probabilities [r v]."""
+def choose(found: Tensor, decoding: Decoding, draws: Tensor) -> Tensor:
+    """Return one id [r] per row of log-probabilities [r v], by draws [r] even in 0 .. 1."""
     if decoding.temperature == 0:
         return found.argmax(dim=-1)
     ordered, ids = (found / decoding.temperature).sort(dim=-1, descending=True)
@@ -179,9 +181,9 @@ def choose(found: Tensor, decoding: Decoding, generator: torch.Generator) -> Ten
         ordered[:, decoding.top_k :] = -math.inf
     share = ordered.softmax(dim=-1)
     before = share.cumsum(dim=-1) - share  # what the likelier ones make up already
-    share = share.masked_fill(before >= decoding.top_p, 0.0)
-    drawn = torch.multinomial(share, 1, generator=generator)
-    return ids.gather(1, drawn).squeeze(1)
+    total = share.masked_fill(before >= decoding.top_p, 0.0).cumsum(dim=-1)
+    drawn = (total <= draws[:, None] * total[:, -1:]).sum(dim=-1, keepdim=True)
+    return ids.gather(1, drawn.clamp(max=ids.shape[1] - 1)).squeeze(1)
 
 
 def _likelihoods(logits: Tensor, marks: Marks, too_short: bool) -> Tensor:

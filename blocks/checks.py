@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from blocks.attention import KeyValues
 from blocks.errors import Unsupported
 from blocks.kernels import attend
 from blocks.pooling import Pooled
@@ -240,6 +242,43 @@ def compiles(case: Case) -> None:
     _require_close(out, case.run(block, x), "compiled and plain outputs differ")
 
 
+def goes_on_at_an_offset(case: Case) -> None:
+    """Decoding token by token gives what reading all at once gives.
+
+    Positions act at an offset as they do there in a whole sequence; attention that takes a cache
+    gives the same with one. Attention that takes none is decoded without.
+    """
+    x, start = case.input(), 5
+    if case.spec.kind == "position":
+        _check_offset(case.build(), x, start)
+        return
+    block = case.build()
+    takes_cache = "cache" in inspect.signature(block.forward).parameters
+    if case.spec.kind != "attention" or not takes_cache:
+        raise Unsupported("only positions, and attention that takes a cache, go on at an offset")
+    if not case.site.causal and case.site.context_dim is None:
+        raise Unsupported("without causality there is no decoding")
+    context = x[..., :CONTEXT] if case.site.context_dim is not None else None
+    cache, whole = KeyValues(), block(x, context)
+    parts = [x[:, :start], *torch.split(x[:, start:], 1, dim=1)]
+    found = torch.cat([block(part, context, cache=cache) for part in parts], dim=1)
+    _require_close(found, whole, "decoding with a cache gives something else")
+
+
+def _check_offset(block: nn.Module, x: Tensor, start: int) -> None:
+    assert isinstance(block, Positions), type(block)
+    heads = x.reshape(*x.shape[:2], HEADS, DIM // HEADS).transpose(1, 2)  # [b h n e]
+    pairs = [(block.embed(x[:, start:], offset=start), block.embed(x)[:, start:])]
+    part = heads[..., start:, :]
+    turned, whole = block.rotate(part, part, offset=start), block.rotate(heads, heads)
+    pairs += [(a, b[..., start:, :]) for a, b in zip(turned, whole, strict=True)]
+    bias, every = block.bias(TOKENS - start, TOKENS), block.bias(TOKENS, TOKENS)
+    if bias is not None and every is not None:
+        pairs.append((bias, every[:, start:]))
+    for a, b in pairs:
+        _require_close(a, b, "an offset is not the place of the first token")
+
+
 def grows_with_width(case: Case) -> None:
     """An FFN's parameters grow with the hidden width, or widths could not be matched."""
     if case.spec.kind != "ffn":
@@ -276,6 +315,7 @@ CHECKS: tuple[Check, ...] = (
     leaves_global_random_state,
     survives_a_state_dict,
     compiles,
+    goes_on_at_an_offset,
     grows_with_width,
     refuses_what_it_cannot_serve,
 )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blocks import BlockSpec, Positions, Site, Unsupported, attend, hookimpl, linear
+from blocks import BlockSpec, KeyValues, Positions, Site, Unsupported, attend, hookimpl, linear
 
 
 class DifferentialAttention(nn.Module):
@@ -38,16 +38,29 @@ class DifferentialAttention(nn.Module):
         self.gain = nn.Parameter(torch.ones(2 * site.head_dim))
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, positions: Positions | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        positions: Positions | None = None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
-        """Map [b n d], with context [b m c] for cross-attention, to [b n d]."""
-        key, value = self.key_value(x if context is None else context).chunk(2, dim=-1)
-        q, k = _split(self.query(x), self.heads), _split(key, self.heads)  # [b h n e]
-        v = _split(value, self.heads // 2).repeat_interleave(2, dim=1)  # [b h m 2e]
-        bias = None
-        if positions is not None:
-            q, k = positions.rotate(q, k)
-            bias = positions.bias(q.shape[-2], k.shape[-2])
+        """Map [b n d], with context [b m c] for cross-attention, to [b n d].
+
+        With a cache, x are the tokens that follow those in it; a context is looked at once.
+        """
+        q = _split(self.query(x), self.heads)  # [b h n e]
+        if context is not None and cache is not None and len(cache):
+            k, v = cache.all()
+        else:
+            key, value = self.key_value(x if context is None else context).chunk(2, dim=-1)
+            k, v = _split(key, self.heads), _split(value, self.heads // 2)
+            if positions is not None:
+                q, k = positions.rotate(q, k, offset=len(cache) if cache is not None else 0)
+            if cache is not None:
+                k, v = cache.extend(k, v)
+        v = v.repeat_interleave(2, dim=1)  # [b h m 2e]
+        bias = None if positions is None else positions.bias(q.shape[-2], k.shape[-2])
         y = attend(q, k, v, causal=self.causal, bias=bias)  # [b h n 2e]
         first, second = y[:, 0::2], y[:, 1::2]
         q1, k1, q2, k2 = self.lambdas.float()

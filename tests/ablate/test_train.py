@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from samples import small
 
 from ablate.data import encode_split, open_pairs, open_tokenizer
+from ablate.data.batches import Batch
 from ablate.evaluate import recalls, references
 from ablate.recipe import Recipe, from_dict, with_fields
 from ablate.train import DivergedError, Training, adamw, autocast, read_curve, run_trial, schedule
@@ -95,15 +97,82 @@ def test_two_cells_see_the_same_batches(shapes: str) -> None:
             assert torch.equal(a, b)
 
 
-def test_accumulated_caption_gradients_equal_the_large_batch(shapes: str) -> None:
-    gradients = []
-    for accumulate in (1, 4):
-        training = Training(trial(shapes, accumulate=accumulate, contrastive_weight=0.0), REGISTRY)
-        training.backward(training.batches[0])
+@pytest.mark.parametrize("weights", [
+    {}, {"contrastive_weight": 0.0}, {"caption_weight": 0.0}, {"label_smoothing": 0.1},
+], ids=str)  # fmt: skip
+def test_accumulation_equals_the_large_batch(shapes: str, weights: dict[str, float]) -> None:
+    gradients, losses = [], []
+    for accumulate in (1, 4, 16):
+        training = Training(trial(shapes, accumulate=accumulate, **weights), REGISTRY)
+        losses.append(training.backward(training.batches[0]))
         gradients.append({n: p.grad.clone() for n, p in training.model.named_parameters()
                           if p.grad is not None})  # fmt: skip
-    for name, whole in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], whole, atol=1e-5, rtol=1e-4)
+    for parts in (1, 2):
+        assert losses[parts] == pytest.approx(losses[0], abs=1e-5)
+        assert gradients[parts].keys() == gradients[0].keys()
+        for name, whole in gradients[0].items():
+            torch.testing.assert_close(gradients[parts][name], whole, atol=1e-5, rtol=1e-4)
+
+
+def test_accumulation_draws_the_same_dropout_twice(shapes: str) -> None:
+    """The two passes of a part must agree, or the contrastive gradient is that of nothing."""
+    training = Training(trial(shapes, cell=small(dropout=0.3), accumulate=2), REGISTRY)
+    part = Batch(*(t[:8] for t in training.batches[0]))
+    first = training.embed(0, part)
+    training.seed_dropout(0)
+    out = training.model(*part[:3]).embeddings
+    assert torch.equal(first.image, out.image)
+    assert torch.equal(first.text, out.text)
+
+
+def test_a_loss_of_weight_0_is_not_computed(shapes: str) -> None:
+    for weight, missing in (("caption_weight", "caption"), ("contrastive_weight", "contrastive")):
+        training = Training(trial(shapes, **{weight: 0.0}), REGISTRY)
+        assert missing not in training.step()
+        assert missing in training.measure("val")  # what a model can do is measured all the same
+
+
+@pytest.mark.parametrize(("name", "has", "lacks"), [
+    ("clip", "test/contrastive", "test/perplexity"),
+    ("captioner", "test/perplexity", "test/contrastive"),
+])  # fmt: skip
+def test_one_sided_models_train(
+    name: str, has: str, lacks: str, shapes: str, tmp_path: Path
+) -> None:
+    last = finish(trial(shapes, cell=small(name)), tmp_path)
+    assert has in last
+    assert lacks not in last
+    assert ("test/cider" in last) == (name == "captioner")
+    weight = "contrastive_weight" if name == "clip" else "caption_weight"
+    nothing = trial(shapes, cell=small(name), **{weight: 0.0})
+    with pytest.raises(UsageError, match=f"objective is {small(name).objective}"):
+        Training(nothing, REGISTRY)
+
+
+def test_a_trial_can_start_from_another_ones_checkpoint(shapes: str, tmp_path: Path) -> None:
+    first = trial(shapes, cell=small("baseline"), steps=40)
+    finish(first, tmp_path / "first")
+    initial = str(tmp_path / "first/model")
+    second = trial(shapes, cell=small("baseline"), initial=initial)
+    training = Training(second, REGISTRY)
+    before = training.measure("test")
+    expected = json.loads((tmp_path / "first/result.json").read_text())["metrics"]
+    assert before["coca"] == pytest.approx(expected["test/coca"], abs=1e-5)
+
+    swapped = trial(shapes, cell=small("grr"), initial=initial)
+    last = finish(swapped, tmp_path / "second")
+    origin = json.loads((tmp_path / "second/result.json").read_text())["origin"]
+    assert "LayerNorms of the image tower folded" in origin
+    assert "image.stack.positions.table" in origin
+    assert last["test/coca"] < finish(trial(shapes), tmp_path / "scratch")["test/coca"]
+
+    other = tmp_path / "other"
+    shutil.copytree(initial, other)
+    assert trial(shapes, initial=str(other), cell=small()).key == swapped.key
+    (other / "tokenizer.json").write_text("{}")
+    assert trial(shapes, initial=f"{other}/", cell=small()).key != swapped.key
+    with pytest.raises(UsageError, match="cannot read tokenizer"):
+        Training(trial(shapes, initial=str(other), cell=small()), REGISTRY)
 
 
 def test_the_temperature_is_bounded(shapes: str) -> None:

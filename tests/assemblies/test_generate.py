@@ -134,10 +134,10 @@ def test_sampling_is_seeded_and_follows_the_distribution() -> None:
 
     shares = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
     rows = shares.log().expand(20_000, -1)
-    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(len(rows), generator=torch.Generator().manual_seed(0))
 
     def drawn(**options: float) -> torch.Tensor:
-        ids = choose(rows, Decoding(temperature=1.0, **options), generator)
+        ids = choose(rows, Decoding(temperature=1.0, **options), draws)
         return torch.bincount(ids, minlength=4) / len(ids)
 
     torch.testing.assert_close(drawn(), shares[0], atol=0.02, rtol=0)
@@ -147,7 +147,7 @@ def test_sampling_is_seeded_and_follows_the_distribution() -> None:
     torch.testing.assert_close(drawn(top_p=0.5), torch.tensor([1.0, 0, 0, 0]), atol=0, rtol=0)
     expected = torch.tensor([0.5, 0.3, 0.15, 0]) / 0.95
     torch.testing.assert_close(drawn(top_p=0.81), expected, atol=0.02, rtol=0)
-    cold = choose(rows, Decoding(temperature=0.01), generator)
+    cold = choose(rows, Decoding(temperature=0.01), draws)
     assert (cold == 0).all()
 
 

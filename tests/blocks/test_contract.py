@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks import BlockSpec, Positions, Site, Unsupported, default_registry
+from blocks.attention import MultiHeadAttention
 from blocks.norms import LayerNorm, RMSNorm
+from blocks.positions import Learned, Rope
 from blocks.testing import Verdict, checks, contract
 
 
@@ -128,6 +130,23 @@ class ReturnsATuple(nn.Module):
         return self.map(x), self.map(x)[:, 0]
 
 
+class ForgetsOffset(Learned):
+    def embed(self, x: Tensor, *, offset: int = 0) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+class CountsFromZero(Rope):
+    def rotate(self, q: Tensor, k: Tensor, *, offset: int = 0) -> tuple[Tensor, Tensor]:
+        return super().rotate(q, k)
+
+
+class ForgetsCache(MultiHeadAttention):
+    def forward(
+        self, x: Tensor, context: Any = None, *, positions: Any = None, cache: Any = None
+    ) -> Tensor:
+        return super().forward(x, context, positions=positions)
+
+
 def spec(factory: Callable[..., nn.Module], kind: Any = "norm", **more: Any) -> BlockSpec:
     return BlockSpec(kind=kind, name="planted", factory=factory, summary="", source="", **more)
 
@@ -158,6 +177,9 @@ def verdicts(block: BlockSpec) -> list[Verdict]:
     (spec(RaisesSomethingElse), "refuses_what_it_cannot_serve"),
     (spec(NoPositionsAtAll, "position"), "keeps_shape"),
     (spec(ReturnsATuple, "pooling"), "keeps_shape"),
+    (spec(ForgetsOffset, "position"), "goes_on_at_an_offset"),
+    (spec(CountsFromZero, "position"), "goes_on_at_an_offset"),
+    (spec(ForgetsCache, "attention"), "goes_on_at_an_offset"),
 ], ids=lambda value: value if isinstance(value, str) else value.factory.__name__)  # fmt: skip
 def test_every_planted_fault_is_caught(block: BlockSpec, check: str) -> None:
     assert check in failed(block)
