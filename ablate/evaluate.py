@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ablate.caption_metrics import caption_metrics, words
 from ablate.captioner import Captioner
-from ablate.data.batches import EncodedSplit, evaluation_batches
+from ablate.data.batches import EncodedSplit, evaluation_batches, further_captions
 from ablate.data.pairs import Pairs
 from ablate.recipe import Recipe
 from assemblies import CoCa, captioning_loss, contrastive_chance, contrastive_loss
@@ -25,7 +25,8 @@ def evaluate(
     """Return losses in nats, perplexity and recalls (0 to 1) of a model on a split.
 
     The contrastive loss is the mean over full batches of ``evaluation_batch`` pairs, the caption
-    loss the mean over tokens, and CoCa's loss their weighted sum. Recall looks at the whole split.
+    loss the mean over tokens, of each picture's first caption, and CoCa's loss their weighted sum.
+    Recall looks at the whole split with all captions.
     A model with one objective has no metrics of the other one.
     """
     model.eval()
@@ -47,16 +48,21 @@ def evaluate(
             images.append(embeddings.image.float().cpu())
             texts.append(embeddings.text.float().cpu())
         groups.append(batch.groups)
-    model.train()
     found: dict[str, float] = {"coca": 0.0}
     if contrastive:
         found["contrastive"] = sum(contrastive) / len(contrastive)
         found["coca"] += recipe.contrastive_weight * found["contrastive"]
-        found |= recalls(torch.cat(images), torch.cat(texts), torch.cat(groups))
+        owners = [*groups]
+        for tokens, lengths, owner in further_captions(split, recipe.evaluation_batch):
+            with autocast:
+                texts.append(model.encode_text(tokens.to(device), lengths.to(device)).float().cpu())
+            owners.append(owner)
+        found |= recalls(*map(torch.cat, (images, texts, groups, owners)))
     if words:
         found["caption"] = caption / words
         found["perplexity"] = math.exp(min(found["caption"], 700.0))
         found["coca"] += recipe.caption_weight * found["caption"]
+    model.train()
     return found
 
 
@@ -72,14 +78,19 @@ def evaluate_captions(captioner: Captioner, pairs: Pairs, split: str) -> dict[st
     return caption_metrics(said, [pairs.captions[i] for i in rows])
 
 
-def recalls(images: Tensor, texts: Tensor, groups: Tensor) -> dict[str, float]:
-    """Return recall@k both ways for unit embeddings [n d]; a hit is any pair of the group."""
-    scores = images @ texts.T  # [n n]
+def recalls(images: Tensor, texts: Tensor, groups: Tensor, owners: Tensor) -> dict[str, float]:
+    """Return recall@k both ways for unit embeddings of images [n d] and captions [m d].
+
+    A hit is anything of the same group; ``groups`` [n] are the images', ``owners`` [m] the
+    captions'.
+    """
+    scores = images @ texts.T  # [n m]
     found: dict[str, float] = {}
-    for name, table in (("image_to_text", scores), ("text_to_image", scores.T)):
+    ways = (("image_to_text", scores, groups, owners), ("text_to_image", scores.T, owners, groups))
+    for name, table, asks, answers in ways:
         for k in RECALLS:
-            top = table.topk(min(k, len(groups)), dim=1).indices  # [n k]
-            hit = (groups[top] == groups[:, None]).any(dim=1)
+            top = table.topk(min(k, len(answers)), dim=1).indices
+            hit = (answers[top] == asks[:, None]).any(dim=1)
             found[f"{name}_recall@{k}"] = float(hit.double().mean())
     return found
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from ablate.ledger import Ledger
 from ablate.progress import Watcher
-from ablate.train import DivergedError, run_trial
+from ablate.stages import run_trial
+from ablate.train import DivergedError
 from ablate.trial import Trial, from_dict, to_dict
 from blocks import UsageError, default_registry
 

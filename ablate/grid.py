@@ -27,7 +27,8 @@ class Contrast:
 class Grid:
     """A named set of cells, the contrasts that it is for, one of them primary.
 
-    ``settings`` are changes to the size's recipe, ``seeds`` how many there are unless asked for.
+    ``settings`` are changes to the size's recipe, ``seeds`` how many there are
+    and ``finetune`` the sources that trials are fine-tuned on, unless asked for otherwise.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Grid:
     contrasts: tuple[Contrast, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
+    finetune: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that contrasts speak of cells that exist."""

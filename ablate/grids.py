@@ -105,7 +105,8 @@ def _smoke(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
 
 
 def _paper(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
-    return _pair("paper", "baseline against grr, the contrast of arXiv 2507.18009", cells)
+    pair = _pair("paper", "baseline against grr, the workflow of arXiv 2507.18009", cells)
+    return replace(pair, finetune=("embedded:icons", "embedded:tiles", "embedded:figures"))
 
 
 def _pair(name: str, summary: str, cells: Mapping[str, CoCaConfig]) -> Grid:

@@ -1,7 +1,7 @@
 """A study's directory: its lock, its trials and their results under content-addressed keys.
 
-``trials/LABEL/result.json`` is the record of a finished trial. Nothing else decides whether a trial
-is done, so the same command again continues where the study stopped.
+``result.json`` in the folder of a stage is the record of that it is finished. Nothing else decides
+what is done, so the same command again continues where the study stopped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ablate.files import read_json, write_text
-from ablate.train import read_curve
-from ablate.trial import Trial
+from ablate.stages import read_curve, shown
+from ablate.trial import Stage, Trial
 from blocks import UsageError
 
 
@@ -31,21 +31,40 @@ class Ledger:
         """Return the directory that a trial writes into."""
         return self.directory / "trials" / re.sub(r"[^\w.+=-]+", "_", trial.label)
 
+    def record(self, trial: Trial, stage: Stage) -> dict[str, Any] | None:
+        """Return the record of a finished stage, or None."""
+        found = read_json(self.folder(trial) / stage.folder / "result.json")
+        return None if found is None or found.get("key") != stage.key else dict(found)
+
     def result(self, trial: Trial) -> dict[str, Any] | None:
-        """Return a finished trial's record, or None."""
-        record = read_json(self.folder(trial) / "result.json")
-        if record is None or record.get("key") != trial.key:
-            return None
-        return dict(record)
+        """Return the last stage's record if all stages are finished, or None."""
+        found = [self.record(trial, stage) for stage in trial.stages]
+        return None if None in found else found[-1]
 
     def metrics(self, trial: Trial) -> dict[str, float] | None:
-        """Return a finished trial's metrics, or None."""
-        record = self.result(trial)
-        return None if record is None else dict(record["metrics"])
+        """Return a finished trial's metrics of all stages, as `ablate.stages` names them."""
+        if self.result(trial) is None:
+            return None
+        merged = {"train_seconds": 0.0}
+        for stage in trial.stages:
+            found = dict((self.record(trial, stage) or {})["metrics"])
+            merged["train_seconds"] += found.pop("train_seconds")
+            merged |= {stage.prefix + name: value for name, value in found.items()}
+        return merged
 
     def curve(self, trial: Trial) -> list[dict[str, Any]]:
-        """Return a trial's metrics by step."""
-        return read_curve(self.folder(trial) / "curve.jsonl")
+        """Return a trial's metrics by step, which count on from stage to stage."""
+        lines, before = [], 0
+        for stage in trial.stages:
+            path = self.folder(trial) / stage.folder / "curve.jsonl"
+            lines += [shown(stage, line, before) for line in read_curve(path)]
+            before += stage.recipe.steps
+        return lines
+
+    def reached(self, trial: Trial, stage: Stage) -> int:
+        """Return how many steps of a stage have been logged."""
+        curve = read_curve(self.folder(trial) / stage.folder / "curve.jsonl")
+        return int(curve[-1]["step"]) if curve else 0
 
     def failure(self, trial: Trial) -> str | None:
         """Return why a trial failed when it last ran, or None."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from ablate.grids import make_grid
 from ablate.recipe import RECIPES, Recipe, with_fields
 from ablate.statistics import smallest_p
 from ablate.train import loss_weights
-from ablate.trial import Trial, make_trial
+from ablate.trial import PRETRAIN, Trial, make_trial
+from ablate.workflow import PREFIX, finetunings
 from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
 from assemblies.checkpoint import read_cell
 from assemblies.config import flatten
@@ -63,14 +64,23 @@ class Plan:
 
 
 def make_plan(
-    grid_name: str, size: str, seeds: int | None, settings: Mapping[str, Any], registry: Registry
+    grid_name: str,
+    size: str,
+    seeds: int | None,
+    settings: Mapping[str, Any],
+    registry: Registry,
+    sources: Sequence[str] | None = None,
 ) -> Plan:
-    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant."""
+    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant.
+
+    ``sources`` are the data sets to fine-tune on, by default the grid's own.
+    """
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"seeds must be from 1 to {MAX_SEEDS}, got {seeds}")
-    for_cell, for_recipe = divide(settings)
+    later = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+    for_cell, for_recipe = divide({k: v for k, v in settings.items() if not k.startswith(PREFIX)})
     _refuse_varied(for_cell)
 
     def change(cell: CoCaConfig) -> CoCaConfig:
@@ -83,11 +93,24 @@ def make_plan(
         for cell in grid.cells.values():
             require_same_sizes(origin, cell)
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
-    fingerprint, tokens, data_skipped = _look_at_data(recipe, next(iter(grid.cells.values())))
+    chosen = grid.finetune if sources is None else tuple(sources)
+    if later and not chosen:
+        raise UsageError(f"{PREFIX}{next(iter(later))} is set, but nothing is fine-tuned")
+    recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
+    looks = _look_at_data(recipes, next(iter(grid.cells.values())))
+    fingerprint, tokens = looks[PRETRAIN].fingerprint, max(look.tokens for look in looks.values())
     costs, skipped, same = _price(grid, recipe, tokens, registry)
     count = seeds or grid.seeds
     trials = [
-        make_trial(name, grid.cells[name], recipe, seed, fingerprint, registry)
+        make_trial(
+            name,
+            grid.cells[name],
+            recipe,
+            seed,
+            fingerprint,
+            registry,
+            [(s, r, looks[s].fingerprint) for s, r in recipes.items() if s != PRETRAIN],
+        )
         for seed in range(count)  # seed by seed: a study stopped early is still balanced
         for name in costs
     ]
@@ -101,7 +124,9 @@ def make_plan(
         skipped=skipped,
         same=same,
         contrasts=tuple(c for c in grid.contrasts if all(set(p) <= set(costs) for p in c.pairs)),
-        data_skipped=data_skipped,
+        data_skipped={
+            f"{why} ({recipes[s].data})": n for s in looks for why, n in looks[s].skipped.items()
+        },
         registry=registry,
     )
 
@@ -136,13 +161,33 @@ def _refuse_varied(for_cell: Mapping[str, Any]) -> None:
             )
 
 
-def _look_at_data(recipe: Recipe, cell: CoCaConfig) -> tuple[str, int, dict[str, int]]:
-    """Return the data's fingerprint, a usual length of captions in tokens, and what was skipped."""
-    data = open_dataset(recipe, cell)
-    TrainBatches(data.splits["train"], recipe, seed=0)
-    lengths = [len(ids[0]) for ids in data.splits["train"].ids]
-    usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    return data.pairs.fingerprint, min(usual, cell.context), data.pairs.skipped
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a plan knows of a stage's data: ``tokens`` is a usual length of captions."""
+
+    fingerprint: str
+    tokens: int
+    skipped: dict[str, int]
+
+
+def _look_at_data(recipes: Mapping[str, Recipe], cell: CoCaConfig) -> dict[str, Look]:
+    """Open the data of every stage as trials will; the first one's tokenizer reads them all."""
+    tokenizer, found = None, {}
+    for stage, recipe in recipes.items():
+        try:
+            data = open_dataset(recipe, cell, tokenizer)
+            TrainBatches(data.splits["train"], recipe, seed=0)
+        except UsageError as error:
+            raise UsageError(f"{stage}: {error}" if len(recipes) > 1 else str(error)) from None
+        tokenizer = data.tokenizer
+        lengths = [len(ids[0]) for ids in data.splits["train"].ids]
+        usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        found[stage] = Look(
+            fingerprint=data.pairs.fingerprint,
+            tokens=min(usual, cell.context),
+            skipped=data.pairs.skipped,
+        )
+    return found
 
 
 def _price(
@@ -209,6 +254,11 @@ def describe(plan: Plan) -> str:
         f"grid {plan.grid.name}: {plan.grid.summary}",
         f"size {plan.size}, data {recipe.data}, {recipe.steps} steps of {recipe.batch} pairs, "
         f"{len(plan.costs)} cells x {plan.seeds} seeds = {len(plan.trials)} trials",
+        *(
+            f"then {stage.name}: {stage.recipe.data}, {stage.recipe.steps} steps of "
+            f"{stage.recipe.batch} pairs, lr {stage.recipe.lr:g}"
+            for stage in plan.trials[0].stages[1:]
+        ),
     ]
     rows = [["cell", *SHOWN, "parameters", f"vs {reference}", "GFLOP/step"]]
     for name, price in plan.costs.items():

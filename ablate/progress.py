@@ -33,7 +33,7 @@ class ProgressWatcher:
     def __init__(self, trials: list[Trial], *, done: int, console: Console) -> None:
         self.console, self.total = console, len(trials) + done
         self.done, self.began = done, time.monotonic()
-        self.steps = sum(trial.recipe.steps for trial in trials)
+        self.steps = sum(trial.steps for trial in trials)
         self.reached: dict[str, float] = {}
         self.first: dict[str, float] = {}
         self.bar = Progress(
@@ -74,9 +74,7 @@ class ProgressWatcher:
         """Print a line with the trial's result."""
         self._end(trial)
         self.console.print(
-            f"[{self.done}/{self.total}] {_name(trial)}: "
-            f"contrastive {metrics['test/contrastive']:.3f}, "
-            f"perplexity {metrics['test/perplexity']:.1f}, CoCa loss {metrics['test/coca']:.3f} "
+            f"[{self.done}/{self.total}] {_name(trial)}: {_losses(metrics)} "
             f"({metrics['train_seconds']:.0f} s){self.eta(', ')}",
             highlight=False,
             markup=False,
@@ -106,7 +104,7 @@ class ProgressWatcher:
 
     def _end(self, trial: Trial) -> None:
         self.done += 1
-        self.reached[trial.key] = trial.recipe.steps
+        self.reached[trial.key] = trial.steps
         self.first.setdefault(trial.key, 0.0)
         self.running.discard(_name(trial))
         self._update()
@@ -119,6 +117,13 @@ class ProgressWatcher:
             description=f"[{self.done}/{self.total}] {names}".replace("[", r"\["),
             eta=self.eta(),
         )
+
+
+def _losses(metrics: dict[str, float]) -> str:
+    """Return the test losses that a trial has, the first stage's."""
+    shown = {"contrastive": "contrastive", "perplexity": "perplexity", "coca": "CoCa loss"}
+    found = {words: metrics.get(f"test/{name}") for name, words in shown.items()}
+    return ", ".join(f"{words} {value:.4g}" for words, value in found.items() if value is not None)
 
 
 def _name(trial: Trial) -> str:

@@ -21,7 +21,9 @@ FRACTION = (lambda value: 0 <= value <= 1, "from 0 to 1")
 BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(("steps", "batch", "accumulate", "evaluate"), AT_LEAST_1),
     **dict.fromkeys(("lr", "clip", "max_scale"), ABOVE_0),
-    **dict.fromkeys(("contrastive_weight", "caption_weight", "weight_decay"), AT_LEAST_0),
+    **dict.fromkeys(
+        ("contrastive_weight", "caption_weight", "weight_decay", "patience"), AT_LEAST_0
+    ),
     **dict.fromkeys(("warmup", "flip"), FRACTION),
     **dict.fromkeys(("beta2", "label_smoothing"), BELOW_1),
     "evaluation_batch": (lambda value: value >= 2, "at least 2"),
@@ -39,7 +41,8 @@ class Recipe:
     else: contrastive gradients are those of the whole batch. A loss of weight 0 is not computed.
     ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
     temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
-    split is looked at. ``crop`` is the smallest side, as a fraction, of the random crop.
+    split is looked at; after ``patience`` looks that find nothing better, training stops (0:
+    never). ``crop`` is the smallest side, as a fraction, of the random crop.
     """
 
     data: str = "embedded:pictures"
@@ -60,6 +63,7 @@ class Recipe:
     flip: float = 0.0
     precision: str = "auto"
     evaluate: int = 5
+    patience: int = 0
     evaluation_batch: int = 128
 
     def __post_init__(self) -> None:

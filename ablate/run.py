@@ -20,7 +20,8 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan, describe, make_plan
 from ablate.report import Report, make_report, write_report
 from ablate.tracking import DEFAULT_STORE, Tracker, check_store
-from ablate.trial import Trial
+from ablate.trial import Trial, to_dict
+from ablate.workflow import parse_stages
 from assemblies import SIZES
 from assemblies.config import to_dict as cell_to_dict
 from blocks import UsageError, default_registry
@@ -47,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="change a field of the recipe (lr=0.002) or of every cell (image.depth=4); repeatable",
+    )
+    top.add_argument(
+        "--stages",
+        metavar="pretrain,finetune:SET,...",
+        help="what to train on in turn: embedded sets or sources (default: the grid's own)",
     )
     top.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE")
     top.add_argument("--plan", action="store_true", help="print what would run, and stop")
@@ -171,6 +177,11 @@ def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
         return
     now = {"grid": plan.grid.name, "size": plan.size, **dataclasses.asdict(plan.recipe)}
     before = {"grid": known["grid"], "size": known["size"], **known["recipe"]}
+    later = {s.name: dataclasses.asdict(s.recipe) for s in plan.trials[0].stages[1:]}
+    for stage, recipe in known.get("finetunings", {}).items():
+        if stage in later:  # another set may be added, or left out, any time
+            now |= {f"{stage} {k}": v for k, v in later[stage].items()}
+            before |= {f"{stage} {k}": v for k, v in recipe.items()}
     changed = [f"{k}={before.get(k)!r}, now {v!r}" for k, v in now.items() if before.get(k) != v]
     if changed:
         raise UsageError(
@@ -188,10 +199,13 @@ def _write_study(plan: Plan, ledger: Ledger) -> None:
             "size": plan.size,
             "seeds": plan.seeds,
             "recipe": dataclasses.asdict(plan.recipe),
+            "finetunings": {
+                stage.name: dataclasses.asdict(stage.recipe) for stage in plan.trials[0].stages[1:]
+            },
             "cells": {name: cell_to_dict(cell) for name, cell in plan.cells.items()},
             "costs": {name: dataclasses.asdict(price) for name, price in plan.costs.items()},
             "skipped": plan.skipped,
-            "trials": {trial.label: trial.key for trial in plan.trials},
+            "trials": {trial.label: to_dict(trial) for trial in plan.trials},
         },
     )
 
@@ -239,7 +253,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
     settings: Mapping[str, Any] = parse_settings(options.set)
     registry = default_registry(plugins)
-    plan = make_plan(options.grid, options.size, options.seeds, settings, registry)
+    sources = None if options.stages is None else parse_stages(options.stages)
+    plan = make_plan(options.grid, options.size, options.seeds, settings, registry, sources)
     console.print(describe(plan), highlight=False, markup=False)
     if options.plan:
         return DONE

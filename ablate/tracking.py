@@ -178,8 +178,14 @@ class Tracker:
         }
         run = self.client.create_run(self.known["experiment"], tags=tags)
         recipe = {f"recipe.{k}": v for k, v in dataclasses.asdict(trial.recipe).items()}
+        for stage in trial.stages[1:]:
+            own = dataclasses.asdict(stage.recipe)
+            recipe |= {
+                f"{stage.prefix}recipe.{k}": v for k, v in own.items() if v != recipe[f"recipe.{k}"]
+            }
         cost = dataclasses.asdict(self.plan.costs[trial.name])
-        facts = {"cell": trial.name, "seed": trial.seed, "data_fingerprint": trial.data_fingerprint}
+        facts = {"cell": trial.name, "seed": trial.seed, "stages": len(trial.stages)}
+        facts |= {f"{s.prefix}data_fingerprint": s.data_fingerprint for s in trial.stages}
         self._log_params(run.info.run_id, {**facts, **flatten(trial.cell), **recipe, **cost})
         child = {"run": str(run.info.run_id), "step": 0, "final": False}
         self.known["children"][trial.key] = child
@@ -217,9 +223,10 @@ class Tracker:
         if child["final"]:
             return
         self._log_curve(trial)
-        record = self.ledger.result(trial)
+        record, metrics = self.ledger.result(trial), self.ledger.metrics(trial)
         assert record is not None, trial.label
-        self._log_metrics(child["run"], [{"step": trial.recipe.steps, **record["metrics"]}])
+        assert metrics is not None, trial.label
+        self._log_metrics(child["run"], [{"step": trial.steps, **metrics}])
         self.client.set_tag(child["run"], "ablate.device", record["device"])
         self.client.set_terminated(child["run"], "FINISHED")
         child["final"] = True

@@ -1,21 +1,14 @@
-"""Trains one trial: plain PyTorch that knows neither Ray nor MLflow.
-
-A trial writes into its own directory only: ``curve.jsonl`` (metrics by step), ``checkpoint.pt``
-while it runs, and at the end ``model/`` (the best on validation, a checkpoint folder) and
-``result.json``.
-Killed at any moment, it goes on from its checkpoint with the numbers that it would have had.
-"""
+"""Trains one stage of a trial: plain PyTorch that knows neither Ray nor MLflow."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +20,9 @@ from ablate.data import TrainBatches
 from ablate.data.batches import Batch
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import evaluate, evaluate_captions
-from ablate.files import atomic, read_json, write_json
+from ablate.files import atomic
 from ablate.recipe import Recipe
-from ablate.trial import Trial
+from ablate.trial import Stage, Trial
 from assemblies import (
     CoCa,
     CoCaConfig,
@@ -67,42 +60,28 @@ class State:
     best_model: dict[str, Tensor] = field(default_factory=dict)
 
 
-def run_trial(trial: Trial, directory: Path, registry: Registry) -> Iterator[Metrics]:
-    """Train, or go on training, and yield metrics as they come; the last one holds ``test/...``.
-
-    Raises `DivergedError` when the loss is not finite.
-    """
-    if (finished := read_json(directory / "result.json")) is not None:
-        yield {"step": trial.recipe.steps, **finished["metrics"]}
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    training = Training(trial, registry)
-    training.resume(directory)
-    _cut_curve(directory / "curve.jsonl", training.state.step)
-    saved = time.monotonic()
-    for metrics in training.steps():
-        _append(directory / "curve.jsonl", metrics)
-        if any(name.startswith("val/") for name in metrics) or _due(saved):
-            training.save(directory)
-            saved = time.monotonic()
-        yield metrics
-    final = training.finish()
-    training.write(directory, final)
-    yield {"step": trial.recipe.steps, **final}
-
-
 class Training:
-    """Model, optimiser, data and progress of one trial."""
+    """Model, optimiser, data and progress of one stage of a trial.
 
-    def __init__(self, trial: Trial, registry: Registry) -> None:
-        self.trial, self.recipe = trial, trial.recipe
+    A fine-tuning starts from the checkpoint that pretraining left in ``directory``.
+    """
+
+    def __init__(
+        self, trial: Trial, stage: Stage, registry: Registry, directory: Path | None = None
+    ) -> None:
+        self.trial, self.stage, self.recipe = trial, stage, stage.recipe
+        self.seed = trial.seed
+        if stage.is_finetuning:
+            assert directory is not None, "a fine-tuning needs the pretraining's directory"
+            self.recipe = replace(stage.recipe, initial=str(directory / "model"))
+            self.seed = stream_seed(trial.seed, stage.name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = autocast(self.recipe.precision, self.device)
         self.data = open_dataset(self.recipe, trial.cell)
-        if self.data.pairs.fingerprint != trial.data_fingerprint:
+        if self.data.pairs.fingerprint != stage.data_fingerprint:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
-        self.batches = TrainBatches(self.data.splits["train"], self.recipe, trial.seed)
-        model, self.origin = initial_model(trial, registry)
+        self.batches = TrainBatches(self.data.splits["train"], self.recipe, self.seed)
+        model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
         self.model = model.to(self.device)
         self.weights = loss_weights(trial.cell, self.recipe)
         self.optimizer = adamw(self.model, self.recipe)
@@ -113,7 +92,7 @@ class Training:
         recipe, state = self.recipe, self.state
         every = max(1, recipe.steps // CURVE_POINTS)
         looks = {round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)}
-        while state.step < recipe.steps:
+        while state.step < recipe.steps and not self.out_of_patience(looks):
             began = time.perf_counter()
             metrics = self.step()
             state.step += 1
@@ -124,6 +103,11 @@ class Training:
             state.seconds += time.perf_counter() - began
             if logged:
                 yield {"step": state.step, "seconds": state.seconds, **shown}
+
+    def out_of_patience(self, looks: set[int]) -> bool:
+        """Return whether the last ``patience`` looks at validation found nothing better."""
+        vain = sum(self.state.best_step < look <= self.state.step for look in looks)
+        return 0 < self.recipe.patience <= vain
 
     def step(self) -> Metrics:
         """Take one optimiser step."""
@@ -184,7 +168,7 @@ class Training:
 
         Dropout is all that draws from torch's global stream.
         """
-        torch.manual_seed(stream_seed(self.trial.seed, "dropout", self.state.step, part))
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.state.step, part))
 
     def losses(
         self, number: int, part: Batch, slope: Embeddings | None, predicted: int
@@ -232,14 +216,20 @@ class Training:
         return evaluate(self.model, found, self.recipe, self.device, self.autocast)
 
     def finish(self) -> Metrics:
-        """Load the best model on validation and look at the test split, once."""
+        """Look at the test split, once: with the last weights, then with the best on validation.
+
+        Names say which: ``last/coca`` and ``test/coca``.
+        """
+        last = {} if self.state.best_step == self.state.step else self.measure("test")
         self.model.load_state_dict(self.state.best_model)
         metrics = self.measure("test")
+        found = {f"last/{k}": v for k, v in (last or metrics).items()}
         if self.trial.cell.captions:
             captioner = Captioner(self.model, self.data.tokenizer)
             metrics |= evaluate_captions(captioner, self.data.pairs, "test")
-        found = {f"test/{k}": v for k, v in metrics.items()}
-        return {**found, "best_step": self.state.best_step, "train_seconds": self.state.seconds}
+        found |= {f"test/{k}": v for k, v in metrics.items()}
+        ran = {"best_step": self.state.best_step, "last_step": self.state.step}
+        return {**found, **ran, "train_seconds": self.state.seconds}
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -247,53 +237,62 @@ class Training:
         buffer = io.BytesIO()
         torch.save(
             {
-                "key": self.trial.key,
+                "key": self.stage.key,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "state": state,
             },
             buffer,
         )
+        content = buffer.getvalue()
         with atomic(directory / "checkpoint.pt") as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            temporary.write_bytes(hashlib.sha256(content).digest() + content)
 
     def resume(self, directory: Path) -> None:
-        """Go on from the directory's checkpoint, if it holds one of this trial."""
+        """Go on from the directory's checkpoint, if it holds a whole one of this stage.
+
+        A damaged one costs time, not the trial: training starts over, to the same numbers.
+        """
         path = directory / "checkpoint.pt"
-        if not path.exists():
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
             return
-        loaded = torch.load(path, weights_only=True, map_location=self.device)
-        assert loaded["key"] == self.trial.key, f"{path} belongs to another trial"
+        buffer = io.BytesIO(content[32:])
+        loaded = torch.load(buffer, weights_only=True, map_location=self.device)
+        if loaded["key"] != self.stage.key:
+            return
         self.model.load_state_dict(loaded["model"])
         self.optimizer.load_state_dict(loaded["optimizer"])
         self.state = State(**loaded["state"])
         self.state.best_model = {k: v.cpu() for k, v in self.state.best_model.items()}
 
-    def write(self, directory: Path, final: Metrics) -> None:
-        """Write the best model and the result, and drop the checkpoint."""
+    def write_model(self, directory: Path) -> None:
+        """Write the best model as a checkpoint folder."""
         tokenizer = self.data.tokenizer.to_str()
-        save(self.trial.cell, self.state.best_model, directory / "model", tokenizer=tokenizer)
+        save(self.trial.cell, self.state.best_model, directory, tokenizer=tokenizer)
+
+    def record(self, final: Metrics) -> dict[str, Any]:
+        """Return the stage's record."""
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        write_json(
-            directory / "result.json",
-            {
-                "key": self.trial.key,
-                "metrics": final,
-                "device": device,
-                "torch": torch.__version__,
-                "origin": self.origin,
-            },
-        )
-        (directory / "checkpoint.pt").unlink(missing_ok=True)
+        return {
+            "key": self.stage.key,
+            "stage": self.stage.name,
+            "metrics": final,
+            "device": device,
+            "torch": torch.__version__,
+            "origin": self.origin,
+        }
 
 
-def initial_model(trial: Trial, registry: Registry) -> tuple[CoCa, str]:
+def initial_model(
+    cell: CoCaConfig, seed: int, checkpoint: str, registry: Registry
+) -> tuple[CoCa, str]:
     """Return the model that training starts from, and in words where its weights come from."""
-    if not trial.recipe.initial:
-        return CoCa(trial.cell, seed=trial.seed, registry=registry), "random weights"
-    source = load(trial.recipe.initial, registry=registry)
-    model, report = transplant(source, trial.cell, seed=trial.seed, registry=registry)
-    return model.train(), f"{trial.recipe.initial}: {report}"
+    if not checkpoint:
+        return CoCa(cell, seed=seed, registry=registry), "random weights"
+    source = load(checkpoint, registry=registry)
+    model, report = transplant(source, cell, seed=seed, registry=registry)
+    return model.train(), f"{checkpoint}: {report}"
 
 
 def loss_weights(cell: CoCaConfig, recipe: Recipe) -> dict[str, float]:
@@ -347,33 +346,3 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return the mixed-precision context: ``auto`` is bf16 on a GPU and fp32 elsewhere."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
-def _due(saved: float) -> bool:
-    return time.monotonic() - saved > CHECKPOINT_SECONDS
-
-
-def _append(path: Path, metrics: Metrics) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(metrics) + "\n")
-
-
-def read_curve(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a trial by step; a line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    curve = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            curve.append(json.loads(line))
-        except ValueError:
-            break
-    return curve
-
-
-def _cut_curve(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint that training goes on from."""
-    kept = [line for line in read_curve(path) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""A trial: cell x recipe x seed, and the key under which its result is kept."""
+"""A trial: cell x recipe x seed with all its stages, and the keys their results are kept under."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,50 +23,103 @@ from assemblies.config import from_dict as cell_from_dict
 from assemblies.config import to_dict as cell_to_dict
 from blocks import Registry, UsageError
 
+PRETRAIN, FINETUNE = "pretrain", "finetune:"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """One training: ``name`` is the cell's in its grid, ``key`` identifies the result."""
+class Stage:
+    """One training phase of a trial: ``pretrain`` or ``finetune:SET``; ``key`` is its result's."""
 
     name: str
-    cell: CoCaConfig
     recipe: Recipe
-    seed: int
     data_fingerprint: str
     key: str
 
     @property
+    def is_finetuning(self) -> bool:
+        """Return whether the stage starts from the pretrained checkpoint."""
+        return self.name.startswith(FINETUNE)
+
+    @property
+    def prefix(self) -> str:
+        """Return what stands before the names of the stage's metrics."""
+        return f"{self.name.removeprefix(FINETUNE)}/" if self.is_finetuning else ""
+
+    @property
+    def folder(self) -> str:
+        """Return the stage's folder in the trial's directory; pretraining has that itself."""
+        return f"{self.prefix[:-1]}-{self.key[:8]}" if self.is_finetuning else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A cell, by its name in the grid, trained from one seed through all its stages."""
+
+    name: str
+    cell: CoCaConfig
+    seed: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the results of all stages."""
+        keys = [stage.key for stage in self.stages]
+        return keys[0] if len(keys) == 1 else digest(keys)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the first stage's recipe."""
+        return self.stages[0].recipe
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of all stages."""
+        return sum(stage.recipe.steps for stage in self.stages)
+
+    @property
     def label(self) -> str:
-        """Return a short name that is unique in a study and fit for a directory."""
-        return f"{self.name}-seed{self.seed}-{self.key[:8]}"
+        """Return a short name that is unique in a study and fit for a directory.
+
+        It does not depend on fine-tunings: adding one to a study repeats no pretraining.
+        """
+        return f"{self.name}-seed{self.seed}-{self.stages[0].key[:8]}"
 
 
 def make_trial(
-    name: str, cell: CoCaConfig, recipe: Recipe, seed: int, fingerprint: str, registry: Registry
+    name: str,
+    cell: CoCaConfig,
+    recipe: Recipe,
+    seed: int,
+    fingerprint: str,
+    registry: Registry,
+    later: Sequence[tuple[str, Recipe, str]] = (),
 ) -> Trial:
-    """Return the trial with its key: a hash of all that can change its numbers.
+    """Return the trial with its stages' keys: hashes of all that can change their numbers.
 
     That is the cell, the recipe, the seed, the content (not the place) of the data and of a
     checkpoint to start from, the source of the blocks used and of the code that assembles and
-    trains, torch's version and the device's kind.
+    trains, torch's version and the device's kind. ``later`` are fine-tunings, by name, recipe and
+    data fingerprint; their keys hold the pretraining's.
     """
     blocks = {
         path: registry.source_hash(kind, spelling)
         for path, (kind, spelling) in cell.spellings().items()
     }
-    numbers = {k: v for k, v in dataclasses.asdict(recipe).items() if k not in ("data", "initial")}
     machine = [torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"]
-    content = [cell_to_dict(cell), numbers, seed, fingerprint, blocks, code_hash(), machine]
-    if recipe.initial:
-        content.append(folder_hash(Path(recipe.initial)))
-    return Trial(
-        name=name,
-        cell=cell,
-        recipe=recipe,
-        seed=seed,
-        data_fingerprint=fingerprint,
-        key=digest(content),
-    )
+    shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
+    origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
+    first = digest([shared, _numbers(recipe), fingerprint, origin])
+    stages = [Stage(name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first)]
+    for stage, own, data in later:
+        key = digest([first, stage, _numbers(own), data])
+        stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
+    return Trial(name=name, cell=cell, seed=seed, stages=tuple(stages))
+
+
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe without the places of its data and its checkpoint."""
+    given = dataclasses.asdict(recipe)
+    return {name: value for name, value in given.items() if name not in ("data", "initial")}
 
 
 def folder_hash(directory: Path) -> str:
@@ -90,14 +144,14 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    from ablate import evaluate, train
+    from ablate import captioner, evaluate, stages, train
     from ablate.data import batches, tokenizer
     from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
     from blocks import attention, auxiliary, kernels, pooling, projections
 
     transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
 
-    ours = (evaluate, train, batches, tokenizer)
+    ours = (captioner, evaluate, stages, train, batches, tokenizer)
     model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
     shared = (auxiliary, attention, kernels, pooling, projections)
     texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]
@@ -111,5 +165,5 @@ def to_dict(trial: Trial) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Trial:
     """Return the trial that `to_dict` wrote."""
-    cell, recipe = cell_from_dict(data["cell"]), recipe_from_dict(data["recipe"])
-    return Trial(**{**data, "cell": cell, "recipe": recipe})
+    stages = [Stage(**{**s, "recipe": recipe_from_dict(s["recipe"])}) for s in data["stages"]]
+    return Trial(**{**data, "cell": cell_from_dict(data["cell"]), "stages": tuple(stages)})

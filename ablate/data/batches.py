@@ -139,6 +139,14 @@ def mixed_order(count: int) -> list[int]:
     return [int(i) for i in torch.randperm(count, generator=mixed)]
 
 
+def further_captions(split: EncodedSplit, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Iterate over all captions but each pair's first: ids [b n], lengths [b], groups [b]."""
+    rest = [(i, ids) for i, several in enumerate(split.ids) for ids in several[1:]]
+    for start in range(0, len(rest), batch):
+        owners, ids = zip(*rest[start : start + batch], strict=True)
+        yield *pad(ids, split.context), split.groups[list(owners)]
+
+
 def evaluation_batches(split: EncodedSplit, batch: int) -> Iterator[tuple[Batch, bool]]:
     """Iterate over a split in one fixed, mixed order with each pair's first caption.
 

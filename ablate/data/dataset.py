@@ -24,14 +24,16 @@ class Dataset:
     splits: dict[str, EncodedSplit]
 
 
-def open_dataset(recipe: Recipe, cell: CoCaConfig) -> Dataset:
+def open_dataset(recipe: Recipe, cell: CoCaConfig, tokenizer: Tokenizer | None = None) -> Dataset:
     """Return a recipe's data, encoded for a cell.
 
-    The tokenizer is that of the checkpoint that training starts from, else one trained on the
-    training captions. Raises `UsageError` where the data cannot be used.
+    The tokenizer is the one given, else that of the checkpoint that training starts from, else one
+    trained on the training captions. Raises `UsageError` where the data cannot be used.
     """
     pairs = open_pairs(recipe.data, cell.image.size)
-    if recipe.initial:
+    if tokenizer is not None:
+        pass
+    elif recipe.initial:
         tokenizer = read_tokenizer(Path(recipe.initial), cell.vocabulary)
     else:
         tokenizer = open_tokenizer(pairs, cell.vocabulary)

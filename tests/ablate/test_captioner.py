@@ -13,7 +13,7 @@ from ablate.captioner import Captioner
 from ablate.data import open_pairs, open_tokenizer
 from ablate.evaluate import evaluate_captions
 from ablate.recipe import Recipe, with_fields
-from ablate.train import run_trial
+from ablate.stages import run_trial
 from ablate.trial import make_trial
 from assemblies import CoCa
 from assemblies.checkpoint import save

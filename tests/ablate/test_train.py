@@ -12,10 +12,11 @@ import torch
 from samples import small
 
 from ablate.data import encode_split, open_pairs, open_tokenizer
-from ablate.data.batches import Batch
+from ablate.data.batches import Batch, further_captions
 from ablate.evaluate import recalls, references
 from ablate.recipe import Recipe, from_dict, with_fields
-from ablate.train import DivergedError, Training, adamw, autocast, read_curve, run_trial, schedule
+from ablate.stages import read_curve, run_trial
+from ablate.train import DivergedError, Training, adamw, autocast, schedule
 from ablate.trial import Trial, make_trial, to_dict
 from ablate.trial import from_dict as trial_from_dict
 from assemblies import CoCa, CoCaConfig
@@ -32,6 +33,10 @@ def trial(shapes: str, seed: int = 0, cell: CoCaConfig | None = None, **changes:
     cell = cell or small()
     pairs = open_pairs(shapes, cell.image.size)
     return make_trial("cell", cell, recipe, seed, pairs.fingerprint, REGISTRY)
+
+
+def train(job: Trial) -> Training:
+    return Training(job, job.stages[0], REGISTRY)
 
 
 def curve(path: Path) -> list[dict[str, float]]:
@@ -91,7 +96,7 @@ def test_a_finished_trial_is_not_trained_again(shapes: str, tmp_path: Path) -> N
 
 
 def test_two_cells_see_the_same_batches(shapes: str) -> None:
-    grr, baseline = (Training(trial(shapes, cell=small(n)), REGISTRY) for n in ("grr", "baseline"))
+    grr, baseline = (train(trial(shapes, cell=small(n))) for n in ("grr", "baseline"))
     for step in (0, 7, 30):
         for a, b in zip(grr.batches[step], baseline.batches[step], strict=True):
             assert torch.equal(a, b)
@@ -103,7 +108,7 @@ def test_two_cells_see_the_same_batches(shapes: str) -> None:
 def test_accumulation_equals_the_large_batch(shapes: str, weights: dict[str, float]) -> None:
     gradients, losses = [], []
     for accumulate in (1, 4, 16):
-        training = Training(trial(shapes, accumulate=accumulate, **weights), REGISTRY)
+        training = train(trial(shapes, accumulate=accumulate, **weights))
         losses.append(training.backward(training.batches[0]))
         gradients.append({n: p.grad.clone() for n, p in training.model.named_parameters()
                           if p.grad is not None})  # fmt: skip
@@ -116,7 +121,7 @@ def test_accumulation_equals_the_large_batch(shapes: str, weights: dict[str, flo
 
 def test_accumulation_draws_the_same_dropout_twice(shapes: str) -> None:
     """The two passes of a part must agree, or the contrastive gradient is that of nothing."""
-    training = Training(trial(shapes, cell=small(dropout=0.3), accumulate=2), REGISTRY)
+    training = train(trial(shapes, cell=small(dropout=0.3), accumulate=2))
     part = Batch(*(t[:8] for t in training.batches[0]))
     first = training.embed(0, part)
     training.seed_dropout(0)
@@ -127,7 +132,7 @@ def test_accumulation_draws_the_same_dropout_twice(shapes: str) -> None:
 
 def test_a_loss_of_weight_0_is_not_computed(shapes: str) -> None:
     for weight, missing in (("caption_weight", "caption"), ("contrastive_weight", "contrastive")):
-        training = Training(trial(shapes, **{weight: 0.0}), REGISTRY)
+        training = train(trial(shapes, **{weight: 0.0}))
         assert missing not in training.step()
         assert missing in training.measure("val")  # what a model can do is measured all the same
 
@@ -146,7 +151,7 @@ def test_one_sided_models_train(
     weight = "contrastive_weight" if name == "clip" else "caption_weight"
     nothing = trial(shapes, cell=small(name), **{weight: 0.0})
     with pytest.raises(UsageError, match=f"objective is {small(name).objective}"):
-        Training(nothing, REGISTRY)
+        train(nothing)
 
 
 def test_a_trial_can_start_from_another_ones_checkpoint(shapes: str, tmp_path: Path) -> None:
@@ -154,7 +159,7 @@ def test_a_trial_can_start_from_another_ones_checkpoint(shapes: str, tmp_path: P
     finish(first, tmp_path / "first")
     initial = str(tmp_path / "first/model")
     second = trial(shapes, cell=small("baseline"), initial=initial)
-    training = Training(second, REGISTRY)
+    training = train(second)
     before = training.measure("test")
     expected = json.loads((tmp_path / "first/result.json").read_text())["metrics"]
     assert before["coca"] == pytest.approx(expected["test/coca"], abs=1e-5)
@@ -172,18 +177,18 @@ def test_a_trial_can_start_from_another_ones_checkpoint(shapes: str, tmp_path: P
     (other / "tokenizer.json").write_text("{}")
     assert trial(shapes, initial=f"{other}/", cell=small()).key != swapped.key
     with pytest.raises(UsageError, match="cannot read tokenizer"):
-        Training(trial(shapes, initial=str(other), cell=small()), REGISTRY)
+        train(trial(shapes, initial=str(other), cell=small()))
 
 
 def test_the_temperature_is_bounded(shapes: str) -> None:
-    training = Training(trial(shapes, max_scale=5.0), REGISTRY)
+    training = train(trial(shapes, max_scale=5.0))
     metrics = training.step()
     assert metrics["scale"] == pytest.approx(5.0)
 
 
 def test_divergence_is_an_error_that_says_where(shapes: str, tmp_path: Path) -> None:
     job = trial(shapes)
-    training = Training(job, REGISTRY)
+    training = train(job)
     with torch.no_grad():
         training.model.image_projection.weight.fill_(float("nan"))
     with pytest.raises(DivergedError, match="at step 0"):
@@ -226,8 +231,7 @@ def test_precision_follows_the_device(precision: str, device: str, enabled: bool
 
 def test_bf16_trains_close_to_fp32(shapes: str) -> None:
     losses = [
-        Training(trial(shapes, precision=precision), REGISTRY).step()["loss"]
-        for precision in ("fp32", "bf16")
+        train(trial(shapes, precision=precision)).step()["loss"] for precision in ("fp32", "bf16")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
@@ -236,12 +240,37 @@ def test_bf16_trains_close_to_fp32(shapes: str) -> None:
 def test_recall_counts_any_pair_of_the_group() -> None:
     images = torch.eye(4)
     texts = torch.eye(4)[[1, 0, 2, 3]]  # captions 0 and 1 are swapped
-    different = recalls(images, texts, torch.arange(4))
+    different = recalls(images, texts, torch.arange(4), torch.arange(4))
     assert different["image_to_text_recall@1"] == 0.5
     assert different["text_to_image_recall@1"] == 0.5
     assert different["image_to_text_recall@5"] == 1.0
-    same = recalls(images, texts, torch.tensor([0, 0, 1, 2]))
+    groups = torch.tensor([0, 0, 1, 2])
+    same = recalls(images, texts, groups, groups)
     assert same["image_to_text_recall@1"] == 1.0
+
+
+def test_recall_looks_for_any_of_an_images_captions() -> None:
+    images = torch.eye(3)
+    bad = torch.tensor([[0.0, 0.5, 0.5]])  # image 0's first caption; its second one is good
+    texts = torch.cat([bad, torch.eye(3)[[1, 2, 0]]])
+    found = recalls(images, texts, torch.arange(3), torch.tensor([0, 1, 2, 0]))
+    assert found["image_to_text_recall@1"] == 1
+    assert found["text_to_image_recall@1"] == pytest.approx(3 / 4)
+    alone = recalls(images, texts[:3], torch.arange(3), torch.arange(3))
+    assert alone["image_to_text_recall@1"] == pytest.approx(2 / 3)
+
+
+def test_all_captions_are_looked_at_for_recall(shapes: str) -> None:
+    training = train(trial(shapes))
+    split = training.data.splits["test"]
+    rows = list(further_captions(split, 7))
+    assert sum(len(lengths) for _, lengths, _ in rows) == sum(len(ids) - 1 for ids in split.ids) > 0
+    before = training.measure("test")
+    for several in split.ids:
+        several[1] = several[0]
+    after = training.measure("test")
+    assert after["caption"] == before["caption"]
+    assert after != before
 
 
 def test_references_are_what_knowing_nothing_gives(shapes: str) -> None:

@@ -1,0 +1,95 @@
+"""Runs the stages of a trial, one after the other, in the trial's directory.
+
+Pretraining writes into the directory itself, each fine-tuning into a folder of its own there:
+``curve.jsonl`` (metrics by step), ``checkpoint.pt`` while it runs, and at the end ``model/`` (the
+best on validation, a checkpoint folder) and ``result.json``. Killed at any moment, a trial goes on
+from its checkpoint with the numbers that it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ablate.files import read_json, write_json
+from ablate.train import Metrics, Training
+from ablate.trial import Stage, Trial
+from blocks import Registry
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def run_trial(trial: Trial, directory: Path, registry: Registry) -> Iterator[Metrics]:
+    """Train, or go on training, and yield metrics as they come.
+
+    Steps count on from stage to stage; metrics of a fine-tuning have its set's name in front, as in
+    ``icons/test/coca``. Fine-tunings start from the pretrained checkpoint. Raises `DivergedError`
+    when a loss is not finite.
+    """
+    before = 0
+    for stage in trial.stages:
+        for metrics in run_stage(trial, stage, directory, registry):
+            yield shown(stage, metrics, before)
+        before += stage.recipe.steps
+
+
+def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
+    """Return a stage's metrics under the trial's names and steps."""
+    named = {stage.prefix + k if "/" in k else k: v for k, v in metrics.items()}
+    return {**named, "step": before + metrics["step"]}
+
+
+def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -> Iterator[Metrics]:
+    """Train a stage and yield its metrics; the last ones are those on the test split."""
+    folder = directory / stage.folder
+    finished = read_json(folder / "result.json")
+    if finished is not None and finished["key"] == stage.key:
+        yield {"step": stage.recipe.steps, **finished["metrics"]}
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    training = Training(trial, stage, registry, directory)
+    training.resume(folder)
+    _cut_curve(folder / "curve.jsonl", training.state.step)
+    saved = time.monotonic()
+    for metrics in training.steps():
+        _append(folder / "curve.jsonl", metrics)
+        looked = any(name.startswith("val/") for name in metrics)
+        if looked or time.monotonic() - saved > CHECKPOINT_SECONDS:
+            training.save(folder)
+            saved = time.monotonic()
+        yield metrics
+    final = training.finish()
+    training.write_model(folder / "model")
+    write_json(folder / "result.json", training.record(final))
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    yield {"step": stage.recipe.steps, **final}
+
+
+def read_curve(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a stage by step; a line cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    curve = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            curve.append(json.loads(line))
+        except ValueError:
+            break
+    return curve
+
+
+def _append(path: Path, metrics: Metrics) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(metrics) + "\n")
+
+
+def _cut_curve(path: Path, step: int) -> None:
+    """Forget what was logged after the checkpoint that training goes on from."""
+    kept = [line for line in read_curve(path) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, path)
