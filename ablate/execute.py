@@ -95,6 +95,7 @@ def execute(
         ledger.forget_failure(trial)
     configs = [
         {
+            "key": trial.key,
             "trial": to_dict(trial),
             "study": str(ledger.directory.resolve()),
             "plugins": plugins,
@@ -162,7 +163,7 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
             return {}  # Tune pickles its callbacks in order to restore them, which we never do
 
         def ours(self, trial: Any) -> Trial:
-            return self.by_key[trial.config["job"]["trial"]["key"]]
+            return self.by_key[trial.config["job"]["key"]]
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             _quietly(self.watcher.started, self.ours(trial))
@@ -216,7 +217,7 @@ def _quietly(call: Any, *arguments: Any) -> None:
 
 
 def _trial_id(trial: Any) -> str:
-    return str(trial.config["job"]["trial"]["key"][:16])
+    return str(trial.config["job"]["key"][:16])
 
 
 @contextmanager

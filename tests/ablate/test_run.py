@@ -24,7 +24,8 @@ SETTINGS = {**SMALL, "steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch":
 def arguments(shapes: str, tmp_path: Path, *more: str, grid: str = "paper") -> list[str]:
     settings = [f"--set={k}={v}" for k, v in {**SETTINGS, "data": shapes}.items()]
     where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
-    return ["--grid", grid, *where, *settings, *more]
+    stages = ["--stages", f"pretrain,finetune:{shapes}"] if grid == "paper" else []
+    return ["--grid", grid, *where, *settings, *stages, *more]
 
 
 def run(shapes: str, tmp_path: Path, *more: str, grid: str = "paper") -> tuple[int, str]:
@@ -64,13 +65,15 @@ def check_mlflow(tmp_path: Path, trials: int) -> None:
     children = [r for r in runs if r.data.tags["ablate.role"] == "trial"]
     assert len(children) == trials
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")} == {
-        f"report/{n}" for n in ("report.md", "effects.csv", "effects.png", "curves.png")
+        f"report/{name}"
+        for name in ("report.md", "effects.csv", "effects.png", "curves.png", "captions.png")
     }
     for child in children:
         assert child.info.status == "FINISHED"
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert child.data.tags["block.image.norm"] == child.data.params["image.norm"]
         assert child.data.metrics["test/coca"] > 0
+        assert child.data.metrics["shapes/test/coca"] > 0
         curve = client.get_metric_history(child.info.run_id, "train/loss")
         assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
     assert any(name.startswith("effect/baseline to grr/") for name in parent.data.metrics)

@@ -251,7 +251,7 @@ def test_recall_counts_any_pair_of_the_group() -> None:
 
 def test_recall_looks_for_any_of_an_images_captions() -> None:
     images = torch.eye(3)
-    bad = torch.tensor([[0.0, 0.5, 0.5]])  # image 0's first caption; its second one is good
+    bad = torch.tensor([[-0.1, 0.5, 0.5]])  # image 0's first caption; its second one is good
     texts = torch.cat([bad, torch.eye(3)[[1, 2, 0]]])
     found = recalls(images, texts, torch.arange(3), torch.tensor([0, 1, 2, 0]))
     assert found["image_to_text_recall@1"] == 1

@@ -1,0 +1,129 @@
+"""`python -m ablate.status STUDY`: what of a study is done, running, failed, and left."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ablate.files import read_json
+from ablate.ledger import Ledger
+from ablate.run import make_console
+from ablate.trial import Stage, Trial, from_dict
+from blocks import UsageError
+from blocks.errors import Parser
+
+DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    top = Parser(
+        prog="python -m ablate.status",
+        description="Show how far each trial of a study is, stage by stage. Reads files only, also "
+        "while the study runs. Exit code 1: some trial has failed.",
+        epilog="example: python -m ablate.status studies/paper-nano",
+    )
+    top.add_argument("study", type=Path, metavar="STUDY")
+    top.add_argument("--json", action="store_true", help="one JSON object")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 some trial has failed, 2 bad usage."""
+    options = parser().parse_args(arguments)
+    try:
+        found = status(options.study)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+    return SOME_FAILED if any(trial["failure"] for trial in found["trials"]) else DONE
+
+
+def status(study: Path) -> dict[str, Any]:
+    """Return the state of a study as plain data: its trials, their stages, steps and failures."""
+    known = read_json(study / "study.json")
+    if known is None:
+        raise UsageError(f"{str(study)!r} is no study: it has no study.json")
+    ledger = Ledger(study)
+    try:
+        trials = [from_dict(data) for data in known["trials"].values()]
+    except (UsageError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"study {str(study)!r} was written by another version: {error}") from None
+    return {
+        "study": str(study),
+        "grid": known["grid"],
+        "running": _is_locked(study),
+        "trials": [_of_trial(trial, ledger) for trial in trials],
+    }
+
+
+def _of_trial(trial: Trial, ledger: Ledger) -> dict[str, Any]:
+    failure = (ledger.failure(trial) or "").strip().splitlines()
+    return {
+        "cell": trial.name,
+        "seed": trial.seed,
+        "folder": str(ledger.folder(trial)),
+        "failure": failure[-1] if failure else "",
+        "stages": {stage.name: _of_stage(trial, stage, ledger) for stage in trial.stages},
+    }
+
+
+def _of_stage(trial: Trial, stage: Stage, ledger: Ledger) -> dict[str, Any]:
+    record = ledger.record(trial, stage)
+    steps, coca = stage.recipe.steps, record and record["metrics"]["test/coca"]
+    reached = steps if record else ledger.reached(trial, stage)
+    return {"done": record is not None, "step": reached, "steps": steps, "test/coca": coca}
+
+
+def _is_locked(study: Path) -> bool:
+    """Return whether a process holds the study."""
+    try:
+        with (study / "lock").open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a table of trials by stages, and what there is to do."""
+    trials, console = found["trials"], make_console()
+    stages = list(trials[0]["stages"])
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "seed", *stages, ""):
+        table.add_column(name)
+    for trial in trials:
+        cells = [_words(trial["stages"][stage]) for stage in stages]
+        table.add_row(trial["cell"], str(trial["seed"]), *cells, trial["failure"][:80])
+    console.print(table, markup=False)
+    done = sum(all(stage["done"] for stage in trial["stages"].values()) for trial in trials)
+    failed = sum(bool(trial["failure"]) for trial in trials)
+    running = "a process is running it" if found["running"] else "no process is running it"
+    console.print(
+        f"{done} of {len(trials)} trials done, {failed} failed; {running}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _words(stage: dict[str, Any]) -> str:
+    if stage["done"]:
+        return f"CoCa loss {stage['test/coca']:.3f}"
+    return f"step {stage['step']} of {stage['steps']}" if stage["step"] else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
