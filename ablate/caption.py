@@ -58,13 +58,13 @@ def _main(options: argparse.Namespace) -> int:
         options.beams = SEARCH.beams if options.temperature == 0 else 1
     decoding = Decoding(**{name: getattr(options, name) for name in names})
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
-    found = {path: _read(path, captioner.size) for path in options.images}
-    pictures = {path: image for path, image in found.items() if not isinstance(image, str)}
-    said = captioner.caption(list(pictures.values()), decoding) if pictures else []
-    for path, caption in zip(pictures, said, strict=True):
+    found = [(path, _read(path, captioner.size)) for path in options.images]
+    pictures = [(path, image) for path, image in found if not isinstance(image, str)]
+    said = captioner.caption([image for _, image in pictures], decoding)
+    for (path, _), caption in zip(pictures, said, strict=True):
         line = {"image": str(path), "caption": caption}
         print(json.dumps(line) if options.json else f"{path}: {caption}")
-    for path, image in found.items():
+    for path, image in found:
         if isinstance(image, str):
             print(f"error: {str(path)!r}: {image}", file=sys.stderr)
     return DONE if len(pictures) == len(found) else SOME_FAILED

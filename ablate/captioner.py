@@ -45,7 +45,9 @@ class Captioner:
         """Return a caption for each of some pictures [s s 3]."""
         said: list[str] = []
         for batch in self._batches(images):
-            tokens, lengths, _ = generate(self.model, batch, marks=self.marks, decoding=decoding)
+            tokens, lengths, _ = generate(
+                self.model, batch, marks=self.marks, decoding=decoding, first=len(said)
+            )
             rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
             ids = [[i for i in row[1:length] if i != END] for row, length in rows]
             said += [text.strip() for text in self.tokenizer.decode_batch(ids)]

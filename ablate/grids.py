@@ -32,7 +32,7 @@ def make_grid(
         raise unknown("grid", name, GRIDS)
     cells = {key: change(preset(key, size)) for key in ("original", "baseline", "grr")}
     if origin is not None:
-        cells["checkpoint"] = origin
+        cells["checkpoint"] = change(origin)
     grid = GRIDS[name](cells, registry)
     base = "checkpoint" if name == "transplant" else "grr"
     added = plugin_cells(base, cells[base], registry)
@@ -158,11 +158,15 @@ def _transplant(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     if "checkpoint" not in cells:
         raise UsageError("grid transplant starts from a checkpoint: add --set initial=DIR")
     origin = cells["checkpoint"]
+    # With the checkpoint's own eps, RMSNorm can be the same function as the LayerNorm was.
+    options = registry.get("norm", origin.image.norm).complete(parse(origin.image.norm)[1])
+    norm = registry.get("norm", GRR["norm"]).spell({"eps": options.get("eps", 1e-6)})
+    new = {**GRR, "norm": norm}
     singles = {
-        f"checkpoint+{block}": with_field(origin, f"image.{kind}", block)
-        for kind, block in GRR.items()
+        f"checkpoint+{GRR[kind]}": with_field(origin, f"image.{kind}", block)
+        for kind, block in new.items()
     }
-    every = swap(origin, {f"image.{kind}": block for kind, block in GRR.items()})
+    every = swap(origin, {f"image.{kind}": block for kind, block in new.items()})
     together = against("checkpoint", "checkpoint+all")
     return Grid(
         name="transplant",

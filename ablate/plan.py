@@ -87,7 +87,7 @@ def make_plan(
         return normalise(swap(cell, for_cell), registry)
 
     initial = str(for_recipe.get("initial", ""))
-    origin = change(read_cell(Path(initial))) if initial else None
+    origin = read_cell(Path(initial)) if initial else None
     grid = make_grid(grid_name, size, registry, change, origin)
     if origin is not None:
         for cell in grid.cells.values():

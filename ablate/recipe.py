@@ -37,8 +37,9 @@ class Recipe:
 
     ``data`` is a source (``embedded:pictures``), ``initial`` a checkpoint folder to start from
     instead of random weights: they are transplanted into the trial's cell. One optimiser step sees
-    ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory and changes nothing
-    else: contrastive gradients are those of the whole batch. A loss of weight 0 is not computed.
+    ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory: gradients are those of
+    the whole batch. A loss of weight 0 is not computed in training; evaluation measures all the
+    same whatever the model is built for.
     ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
     temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
     split is looked at; after ``patience`` looks that find nothing better, training stops (0:

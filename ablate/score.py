@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
     top.add_argument("--data", metavar="URI", help="a source, as in docs/data.md")
-    top.add_argument("--split", default="test", help=f"{', '.join(SPLITS)} (default test)")
-    top.add_argument("--batch", type=int, default=128, help="of the contrastive loss (default 128)")
+    top.add_argument("--split", help=f"{', '.join(SPLITS)} (default test)")
+    top.add_argument("--batch", type=int, help="of the contrastive loss (default 128)")
     top.add_argument("--zero-shot", type=Path, metavar="FOLDER", help="FOLDER/CLASS_NAME/*.jpg")
     top.add_argument(
         "--template",
@@ -69,26 +69,32 @@ def _scores(options: argparse.Namespace) -> dict[str, float]:
         raise UsageError("nothing to score: name --data URI, --zero-shot FOLDER, or both")
     if options.template and not options.zero_shot:
         raise UsageError("--template is for --zero-shot FOLDER")
-    if options.split not in SPLITS:
-        raise unknown("split", options.split, SPLITS)
+    if not options.data and (options.split or options.batch):
+        raise UsageError("--split and --batch are for --data URI")
+    split, batch = options.split or "test", options.batch or 128
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
     found: dict[str, float] = {}
     if options.data:
         recipe = Recipe(data=options.data, initial=str(options.checkpoint))
-        recipe = replace(recipe, evaluation_batch=options.batch)
-        found |= score(captioner, recipe, options.split)
+        found |= score(captioner, replace(recipe, evaluation_batch=batch), split)
     if options.zero_shot:
         found |= zero_shot(captioner, options.zero_shot, options.template or TEMPLATES)
     return found
 
 
 def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
-    """Return all that a model can be measured by on a split of a recipe's data."""
-    data = open_dataset(recipe, captioner.model.cell)
+    """Return all that a model can be measured by on a split of a recipe's data.
+
+    Without CoCa's loss: the weights that it was trained with are not known here.
+    """
+    data = open_dataset(recipe, captioner.model.cell, names=[split])
     device = captioner.device
     precision = autocast(recipe.precision, device)
     found = evaluate(captioner.model, data.splits[split], recipe, device, precision)
     captioner.model.eval()
+    del found["coca"]
     if captioner.model.cell.captions:
         found |= evaluate_captions(captioner, data.pairs, split)
     return found

@@ -22,7 +22,7 @@ from ablate.data.dataset import open_dataset
 from ablate.evaluate import evaluate, evaluate_captions
 from ablate.files import atomic
 from ablate.recipe import Recipe
-from ablate.trial import Stage, Trial
+from ablate.trial import Stage, Trial, folder_hash
 from assemblies import (
     CoCa,
     CoCaConfig,
@@ -80,6 +80,8 @@ class Training:
         self.data = open_dataset(self.recipe, trial.cell)
         if self.data.pairs.fingerprint != stage.data_fingerprint:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
+        if stage.recipe.initial and folder_hash(Path(stage.recipe.initial)) != stage.origin:
+            raise RuntimeError(f"{stage.recipe.initial!r} changed after the study was planned")
         self.batches = TrainBatches(self.data.splits["train"], self.recipe, self.seed)
         model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
         self.model = model.to(self.device)
@@ -136,7 +138,8 @@ class Training:
         """Accumulate gradients over the batch's parts; return the losses.
 
         The number of parts changes memory and time, not the losses: captioning weighs all tokens of
-        the batch alike, and every pair contrasts with the whole batch.
+        the batch alike, and every pair contrasts with the whole batch. Dropout draws other masks,
+        and a block's own auxiliary loss is the mean of the parts'.
         """
         n = self.recipe.accumulate
         parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in batch), strict=True)]
@@ -310,6 +313,8 @@ def loss_weights(cell: CoCaConfig, recipe: Recipe) -> dict[str, float]:
             f"contrastive_weight={recipe.contrastive_weight}, "
             f"caption_weight={recipe.caption_weight}"
         )
+    if recipe.label_smoothing and not weights["caption"]:
+        raise UsageError("label_smoothing has no effect: captioning is not trained")
     return weights
 
 

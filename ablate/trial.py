@@ -28,12 +28,16 @@ PRETRAIN, FINETUNE = "pretrain", "finetune:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One training phase of a trial: ``pretrain`` or ``finetune:SET``; ``key`` is its result's."""
+    """One training phase of a trial: ``pretrain`` or ``finetune:SET``; ``key`` is its result's.
+
+    ``origin`` is the hash of the checkpoint that pretraining starts from, if it does.
+    """
 
     name: str
     recipe: Recipe
     data_fingerprint: str
     key: str
+    origin: str = ""
 
     @property
     def is_finetuning(self) -> bool:
@@ -109,7 +113,10 @@ def make_trial(
     shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
     origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
     first = digest([shared, _numbers(recipe), fingerprint, origin])
-    stages = [Stage(name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first)]
+    pretrain = Stage(
+        name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first, origin=origin
+    )
+    stages = [pretrain]
     for stage, own, data in later:
         key = digest([first, stage, _numbers(own), data])
         stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
@@ -144,16 +151,16 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    from ablate import captioner, evaluate, stages, train
+    from ablate import caption_metrics, captioner, evaluate, stages, train
     from ablate.data import batches, tokenizer
     from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
-    from blocks import attention, auxiliary, kernels, pooling, projections
+    from blocks import attention, auxiliary, kernels, norms, pooling, projections
 
     transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
 
-    ours = (captioner, evaluate, stages, train, batches, tokenizer)
+    ours = (caption_metrics, captioner, evaluate, stages, train, batches, tokenizer)
     model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
-    shared = (auxiliary, attention, kernels, pooling, projections)
+    shared = (auxiliary, attention, kernels, norms, pooling, projections)
     texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 

@@ -29,6 +29,7 @@ def save(
     The configuration is written last: a folder that has one is whole.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG).unlink(missing_ok=True)  # what is being replaced is no checkpoint
     weights = directory / f".{WEIGHTS}"
     save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, weights)
     os.replace(weights, directory / WEIGHTS)

@@ -74,10 +74,12 @@ class CoCa(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Map images [b 3 s s] to unit embeddings [b d]."""
+        self._require(contrast=True)
         return self._project_image(self.image.vector(images))
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Map ids [b n] of lengths [b] to unit embeddings [b d]."""
+        self._require(contrast=True)
         return self._project_text(self.text(tokens, lengths)[1])
 
     def embed(self, images: Tensor, tokens: Tensor, lengths: Tensor) -> Embeddings:
@@ -99,8 +101,9 @@ class CoCa(nn.Module):
         """
         contrast = self.cell.contrasts if contrast is None else contrast
         caption = self.cell.captions if caption is None else caption
-        if (contrast and not self.cell.contrasts) or (caption and not self.cell.captions):
-            raise UsageError(f"this model is built for {self.cell.objective} only")
+        self._require(contrast=contrast, caption=caption)
+        if not contrast and not caption:
+            raise UsageError("nothing is wanted: contrast and caption are both False")
         if not caption:
             return CoCaOutput(self.embed(images, tokens, lengths), None)
         assert self.multimodal is not None
@@ -111,6 +114,10 @@ class CoCa(nn.Module):
         stream, cls = self.text(tokens, lengths)
         embeddings = self._embeddings(self._project_image(pooled.vector), self._project_text(cls))
         return CoCaOutput(embeddings, self.multimodal(stream, pooled.tokens))
+
+    def _require(self, *, contrast: bool = False, caption: bool = False) -> None:
+        if (contrast and not self.cell.contrasts) or (caption and not self.cell.captions):
+            raise UsageError(f"this model is built for {self.cell.objective} only")
 
     def _project_image(self, vector: Tensor) -> Tensor:
         return F.normalize(self.image_projection(vector).float(), dim=-1)

@@ -129,11 +129,23 @@ class CoCaConfig:
             )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        self._refuse_what_has_no_effect()
         for prefix, part in (("", self), *((f"{name}.", config) for name, config in self.towers())):
             for name, wanted in get_type_hints(type(part)).items():
                 allowed = get_args(wanted) if get_origin(wanted) is Literal else ()
                 if allowed and getattr(part, name) not in allowed:
                     raise unknown(f"{prefix}{name}", str(getattr(part, name)), allowed)
+
+    def _refuse_what_has_no_effect(self) -> None:
+        plain = {f.name: f.default for f in dataclasses.fields(CoCaConfig)}
+        dead = {
+            "temperature": not self.contrasts and self.temperature != plain["temperature"],
+            "contrast": not self.contrasts and self.contrast != plain["contrast"],
+            "text.cls": not self.contrasts and self.text.cls != "caption",
+            "tied_head": not self.captions and self.tied_head,
+        }
+        if found := [name for name, is_dead in dead.items() if is_dead]:
+            raise UsageError(f"{found[0]} has no effect where the objective is {self.objective}")
 
     def towers(self) -> Iterator[tuple[str, TowerConfig]]:
         """Iterate over the towers by name."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from assemblies.coca import CoCa
+from assemblies.construct import stream_seed
 from assemblies.layer import LayerCache
 from blocks import UsageError
 
@@ -64,7 +65,9 @@ class Decoding:
             raise UsageError("top_k and top_p choose among draws: set a temperature above 0")
         if self.beams > 1 and self.temperature > 0:
             raise UsageError("beam search looks for the likeliest caption: set temperature to 0")
-        if not self.minimum >= 1 or 0 < self.maximum < self.minimum:
+        if not math.isfinite(self.length_penalty):
+            raise UsageError(f"length_penalty must be finite, got {self.length_penalty}")
+        if self.minimum < 1 or 0 < self.maximum < self.minimum:
             raise UsageError(
                 f"minimum must be at least 1 and at most maximum, got {self.minimum} and "
                 f"{self.maximum}"
@@ -81,11 +84,18 @@ class Captions(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: CoCa, images: Tensor, *, marks: Marks | None = None, decoding: Decoding | None = None
+    model: CoCa,
+    images: Tensor,
+    *,
+    marks: Marks | None = None,
+    decoding: Decoding | None = None,
+    first: int = 0,
 ) -> Captions:
     """Caption images [b 3 s s]. One that reaches the maximum is cut, and lacks the end mark.
 
-    Raises `UsageError` for a model without a captioner, or a maximum above its context.
+    ``first`` is the number of the first image where many are captioned in batches: each number has
+    draws of its own. Raises `UsageError` for a model without a captioner, or lengths beyond its
+    context.
     """
     marks, decoding = marks or Marks(), decoding or Decoding()
     if not model.cell.captions:
@@ -93,12 +103,15 @@ def generate(
     longest = decoding.maximum or model.cell.context - 1
     if longest > model.cell.context - 1:
         raise UsageError(f"maximum must be at most {model.cell.context - 1}, got {longest}")
+    if decoding.minimum > longest:
+        raise UsageError(f"minimum must be at most {longest}, got {decoding.minimum}")
     training = model.training
     model.eval()
     try:
         decoder = Decoder(model, images, cache=decoding.cache and can_cache(model))
-        search = beam_search if decoding.beams > 1 else follow
-        return search(decoder, marks, decoding, longest)
+        if decoding.beams > 1:
+            return beam_search(decoder, marks, decoding, longest)
+        return follow(decoder, marks, decoding, longest, first)
     finally:
         model.train(training)
 
@@ -150,11 +163,14 @@ def can_cache(model: CoCa) -> bool:
     return all("cache" in inspect.signature(r.branch.forward).parameters for r in residuals)
 
 
-def follow(decoder: Decoder, marks: Marks, decoding: Decoding, longest: int) -> Captions:
+def follow(
+    decoder: Decoder, marks: Marks, decoding: Decoding, longest: int, first: int = 0
+) -> Captions:
     """Take one token after the other: the likeliest, or a seeded draw."""
     device, rows = decoder.image_tokens.device, decoder.rows
     # A stream to a row: what is drawn for one does not depend on how many others there are.
-    streams = [torch.Generator().manual_seed(decoding.seed + row) for row in range(rows)]
+    seeds = [stream_seed(decoding.seed, "draw", first + row) for row in range(rows)]
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens = torch.full((rows, 1), marks.begin, device=device)
     scores, lengths = torch.zeros(rows, device=device), torch.ones_like(tokens[:, 0])
     alive = torch.ones(rows, dtype=torch.bool, device=device)
@@ -181,9 +197,11 @@ def choose(found: Tensor, decoding: Decoding, draws: Tensor) -> Tensor:
         ordered[:, decoding.top_k :] = -math.inf
     share = ordered.softmax(dim=-1)
     before = share.cumsum(dim=-1) - share  # what the likelier ones make up already
-    total = share.masked_fill(before >= decoding.top_p, 0.0).cumsum(dim=-1)
-    drawn = (total <= draws[:, None] * total[:, -1:]).sum(dim=-1, keepdim=True)
-    return ids.gather(1, drawn.clamp(max=ids.shape[1] - 1)).squeeze(1)
+    share = share.masked_fill(before >= decoding.top_p, 0.0)
+    total = share.cumsum(dim=-1)
+    drawn = (total <= draws[:, None] * total[:, -1:]).sum(dim=-1)
+    drawn = torch.minimum(drawn, (share > 0).sum(dim=-1) - 1)  # whatever rounding does
+    return ids.gather(1, drawn[:, None]).squeeze(1)
 
 
 def _likelihoods(logits: Tensor, marks: Marks, too_short: bool) -> Tensor:

@@ -16,8 +16,15 @@ from torch import Tensor
 
 from assemblies.checkpoint import load_weights
 from assemblies.coca import CoCa
-from assemblies.config import CoCaConfig, ImageConfig, MultimodalConfig, TextConfig
-from blocks import UsageError
+from assemblies.config import (
+    CoCaConfig,
+    ImageConfig,
+    MultimodalConfig,
+    TextConfig,
+    flatten,
+    normalise,
+)
+from blocks import UsageError, default_registry
 
 HEAD_WIDTH, POOLER_HEADS = 64, 8  # of coca_ViT-B-32 and coca_ViT-L-14; a state dict tells neither
 Shape = tuple[int, ...]
@@ -53,6 +60,9 @@ def from_open_clip(
             f"not an open_clip CoCa of the known layout: missing {missing[:8] or 'nothing'}, "
             f"unexpected {unexpected[:8] or 'nothing'}"
         )
+    for name, shape in ((n, s) for entry in table for n, s in entry.theirs.items()):
+        if tuple(state[name].shape) != shape:
+            raise UsageError(f"{name} is {list(state[name].shape)}, must be {list(shape)}")
     model = CoCa(cell)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     ours: dict[str, Tensor] = {}
@@ -74,7 +84,24 @@ def to_open_clip(model: CoCa) -> dict[str, Tensor]:
         shapes = {n: s[::-1] if entry.transposed else s for n, s in entry.theirs.items()}
         found = _divide([ours[name] for name in entry.ours], shapes)
         theirs |= {n: t.T.contiguous() if entry.transposed else t for n, t in found.items()}
+    _require_same_function(model.cell, theirs)
     return theirs
+
+
+def _require_same_function(cell: CoCaConfig, theirs: Mapping[str, Tensor]) -> None:
+    """Refuse a cell that open_clip would compute otherwise, though its weights have the names."""
+    legacy = cell.text.cls == "end_legacy"
+    expected = normalise(_cell_of(theirs, legacy, HEAD_WIDTH, POOLER_HEADS), default_registry())
+    free = ("heads", "dropout", "temperature")  # heads are in open_clip's JSON, not in its weights
+    ours, wanted = flatten(cell), flatten(expected)
+    for fields in (ours, wanted):
+        fields["image.pooling"] = re.sub(r"heads=\d+, |, heads=\d+", "", fields["image.pooling"])
+    for name, value in wanted.items():
+        if name.split(".")[-1] not in free and ours[name] != value:
+            raise UsageError(
+                f"only a model of open_clip's layout can be exported to it: {name} is "
+                f"{ours[name]!r}, there it is {value!r}"
+            )
 
 
 def _divide(pieces: list[Tensor], shapes: Mapping[str, Shape]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from assemblies.coca import Embeddings
 from assemblies.parallel import gather, rank, sum_over_ranks, world_size
 
-LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32: captioning never holds more logits than these
+LOGITS_AT_ONCE = 2**24  # 64 MiB in fp32, and a few times that with what is computed from them
 
 
 def contrastive_loss(
@@ -70,8 +70,8 @@ def captioning_loss(
     """Return the mean cross-entropy per predicted token, in nats.
 
     ``states`` [b n d] stand at the tokens [b n] of captions of ``lengths`` [b]; each predicts the
-    next one over the head's [v d] vocabulary. Only places with a next token are looked at, and at
-    most ``at_once`` logits exist at a time, so memory does not grow with batch x context x
+    next one over the head's [v d] vocabulary. Only places with a next token are looked at, and no
+    tensor has more than ``at_once`` logits, so memory does not grow with batch x context x
     vocabulary. ``smoothing`` spreads that share of the label evenly over the vocabulary (arXiv
     1512.00567). ``distributed`` takes the mean over the tokens of all ranks: the mean over ranks of
     what is returned.
@@ -82,8 +82,9 @@ def captioning_loss(
     if distributed:
         total = sum_over_ranks(total) / world_size()
     rows = max(1, at_once // len(head))
-    loss = _ChunkedCrossEntropy.apply(states[:, :-1][real], head, labels, smoothing, rows)  # type: ignore[no-untyped-call]
-    return cast(Tensor, loss) / total
+    chosen, learns = states[:, :-1][real], torch.is_grad_enabled()
+    loss = _ChunkedCrossEntropy.apply(chosen, head, labels, smoothing, rows, learns)  # type: ignore[no-untyped-call]
+    return cast(Tensor, loss) / total.clamp(min=1)  # without labels, 0
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -94,9 +95,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, head: Tensor, labels: Tensor, smoothing: float, rows: int
+        ctx: Any,
+        states: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        smoothing: float,
+        rows: int,
+        learns: bool,  # torch says False inside of here in any case
     ) -> Tensor:
-        learns = states.requires_grad or head.requires_grad
         ctx.from_states = torch.zeros_like(states) if learns else None
         ctx.from_head = torch.zeros_like(head) if learns else None
         total = torch.zeros((), device=states.device)
@@ -117,5 +123,5 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        return slope * ctx.from_states, slope * ctx.from_head, None, None, None
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return slope * ctx.from_states, slope * ctx.from_head, None, None, None, None

@@ -75,6 +75,7 @@ PRESETS: dict[str, Fields] = {
     "grr": _blocks(GRR, GRR),
     "clip": {
         **_blocks(GRR, GRR),
+        "tied_head": False,  # there is no head
         "objective": "contrastive",
         "image.pooling": "last",
         "image.class_token": True,

@@ -14,7 +14,7 @@ from assemblies.config import CoCaConfig, MultimodalConfig, TowerConfig
 from assemblies.construct import Builder
 from assemblies.layer import Layer, LayerCache, Residual, needs_final_norm
 from assemblies.sequence import Masked, Placed, visible_keys
-from blocks import Pooled, Pooling, Positions, Site
+from blocks import Pooled, Pooling, Positions, Site, UsageError
 from blocks.projections import linear
 
 
@@ -115,7 +115,7 @@ class ImageTower(nn.Module):
     def __init__(self, cell: CoCaConfig, builder: Builder) -> None:
         super().__init__()
         config = cell.image
-        self.patch = config.patch
+        self.patch, self.size = config.patch, config.size
         pixels = 3 * config.patch**2
         self.patches = builder.make(
             "image.patches", lambda: linear(pixels, config.width, bias=config.patch_bias)
@@ -139,6 +139,11 @@ class ImageTower(nn.Module):
             path="image.pooler",
         )
         self.pooler = builder.block("pooling", config.pooling, pool)
+        if isinstance(self.pooler, Pooling):
+            unused = () if cell.captions else self.pooler.for_tokens_only
+            unused = unused if cell.contrasts else self.pooler.for_vector_only
+            for name in unused:
+                delattr(self.pooler, name)
 
     def forward(self, images: Tensor) -> Pooled:
         """Map images [b 3 s s] to captioning tokens [b q d] and a contrastive vector [b d]."""
@@ -157,6 +162,10 @@ class ImageTower(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Map images [b 3 s s] to the ViT's tokens [b n d], a class token being the last."""
         p = self.patch
+        if images.shape[1:] != (3, self.size, self.size):
+            raise UsageError(
+                f"images must be [b 3 {self.size} {self.size}], got {list(images.shape)}"
+            )
         x = images.unfold(2, p, p).unfold(3, p, p)  # [b 3 rows columns p p]
         x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [b n 3pp]
         x = self.patches(x).float()  # under autocast, the residual stream stays fp32 in all towers
@@ -177,7 +186,7 @@ class TextTower(nn.Module):
 
     def __init__(self, cell: CoCaConfig, builder: Builder) -> None:
         super().__init__()
-        self.place = cell.text.cls
+        self.place, self.context = cell.text.cls, cell.context
         self.tokens = builder.make("text.tokens", lambda: _embedding(cell.vocabulary, cell.width))
         self.cls = (
             builder.make("text.cls", lambda: _embedding(1, cell.width)) if cell.contrasts else None
@@ -189,9 +198,12 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map ids [b n] with lengths [b] to the decoder's stream [b n d] and CLS vectors [b d]."""
         assert self.cls is not None, "this model has no CLS token"
-        x = self.tokens(F.pad(tokens, (0, 1)))  # [b n+1 d]
+        n = self._require_fit(tokens)
+        # Behind the padding, CLS always stands in the last place, however little padding there is.
+        slots_behind = 1 if self.place == "caption" else self.context + 1 - n
+        x = self.tokens(F.pad(tokens, (0, slots_behind)))  # [b n+1 d] or [b context+1 d]
         slots = torch.arange(x.shape[1], device=x.device)
-        end = torch.full_like(lengths, tokens.shape[1])
+        end = torch.full_like(lengths, self.context)
         places = lengths if self.place == "caption" else end  # [b]
         is_cls = (slots == places[:, None]).unsqueeze(-1)  # [b n+1 1]
         visible = None
@@ -201,12 +213,19 @@ class TextTower(nn.Module):
         x = self.stack(x, visible=visible)
         rows = torch.arange(len(x), device=x.device)
         cls = x[rows, places].unsqueeze(1)  # [b 1 d], since norms are written for [b n d]
-        return x[:, :-1], self.stack.final_norm(cls).squeeze(1)
+        return x[:, :n], self.stack.final_norm(cls).squeeze(1)
 
     def read(self, tokens: Tensor, cache: Sequence[LayerCache] | None = None) -> Tensor:
         """Map ids [b n], without CLS, to the decoder's stream [b n d]."""
+        self._require_fit(tokens)
         out: Tensor = self.stack(self.tokens(tokens), cache=cache)
         return out
+
+    def _require_fit(self, tokens: Tensor) -> int:
+        """Return n of ids [b n], or refuse more than positions are there for."""
+        if tokens.shape[1] > self.context:
+            raise UsageError(f"captions hold at most {self.context} ids, got {tokens.shape[1]}")
+        return tokens.shape[1]
 
 
 class MultimodalTower(nn.Module):

@@ -8,6 +8,7 @@ everything that writes into the residual stream, and its bias goes into the maps
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -26,7 +27,7 @@ from blocks.norms import LayerNorm
 from blocks.pooling import AttentionPooler, Cascade, Last, Mean, Parallel, Single
 from blocks.positions import Learned
 
-FREE = ("dropout", "temperature")  # numbers that change no weight's shape or meaning
+FREE = ("dropout",)  # numbers that change no weight's shape or meaning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,14 +35,14 @@ class Transplant:
     """What became of the weights: carried over, new in the cell, or without a place in it.
 
     ``folded`` says whether LayerNorms were folded, so that norms changed and the function did not;
-    ``why_not`` why they could not be, where that was wanted.
+    ``caveat`` why they could not be, or not to the last digit, where that was wanted.
     """
 
     carried: tuple[str, ...]
     fresh: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: bool = False
-    why_not: str = ""
+    caveat: str = ""
 
     def __str__(self) -> str:
         """Return what happened in a line."""
@@ -49,7 +50,7 @@ class Transplant:
         parts += [f"{len(self.fresh)} new ({_some(self.fresh)})"] if self.fresh else []
         parts += [f"{len(self.dropped)} dropped ({_some(self.dropped)})"] if self.dropped else []
         parts += ["LayerNorms of the image tower folded"] if self.folded else []
-        parts += [f"not folded: {self.why_not}"] if self.why_not else []
+        parts += [f"but {self.caveat}"] if self.caveat else []
         return ", ".join(parts)
 
 
@@ -65,9 +66,10 @@ def transplant(
     cell = normalise(cell, registry)
     require_same_sizes(source.cell, cell)
     state = {name: tensor.clone() for name, tensor in source.state_dict().items()}
-    why_not = ""
     wants_fold = _norm(source.cell) == "layernorm" and _norm(cell) == "rmsnorm"
-    if wants_fold and not (why_not := _obstacle(source)):
+    obstacle = _obstacle(source, cell) if wants_fold else ""
+    folds = wants_fold and not obstacle
+    if folds:
         twin = CoCa(source.cell, registry=registry)
         twin.load_state_dict(state)
         with torch.no_grad():
@@ -81,8 +83,8 @@ def transplant(
         carried=tuple(carried),
         fresh=tuple(n for n in wanted if n not in carried),
         dropped=tuple(n for n in source.state_dict() if n not in carried),
-        folded=wants_fold and not why_not,
-        why_not=why_not,
+        folded=folds,
+        caveat=_other_eps(source.cell, cell, registry) if folds else obstacle,
     )
 
 
@@ -104,26 +106,37 @@ def require_same_sizes(old: CoCaConfig, new: CoCaConfig) -> None:
         if name not in free and type(before[name]) in (int, float) and before[name] != after[name]
     ]
     if changed:
-        raise UsageError(f"a transplant keeps all sizes, got {', '.join(changed)}")
+        raise UsageError(
+            f"a transplant keeps all sizes and the learned temperature, got {', '.join(changed)}"
+        )
 
 
-def _obstacle(model: CoCa) -> str:
-    """Return why the image tower's LayerNorms cannot be folded, or nothing."""
+def _other_eps(old: CoCaConfig, new: CoCaConfig, registry: Registry) -> str:
+    """Return in what the norms differ that folding cannot bridge, or nothing."""
+    before, after = (
+        registry.get("norm", cell.image.norm).complete(parse(cell.image.norm)[1])["eps"]
+        for cell in (old, new)
+    )
+    return "" if before == after else f"eps is {after} and was {before}: nearly the same function"
+
+
+def _obstacle(model: CoCa, target: CoCaConfig) -> str:
+    """Return why the image tower's LayerNorms cannot be folded for a target, or nothing."""
     config, image = model.cell.image, model.image
-    if config.placement != "pre":
-        return f"placement is {config.placement}, folding needs pre"
-    if config.pre_norm:
-        return "the norm in front of the layers writes into the residual stream"
-    if (
-        type(image.stack.positions) is not Learned
-        and image.stack.positions.embed(torch.zeros(1, 1, config.width)).any()
-    ):
-        return f"{config.position} adds what has a mean"
+    for placement in (config.placement, target.image.placement):
+        if placement != "pre":
+            return f"LayerNorms are not folded: placement is {placement}, folding needs pre"
+    if config.pre_norm or target.image.pre_norm:
+        return "LayerNorms are not folded: the one in front writes into the residual stream"
+    weight = image.patches.weight
+    nothing = torch.zeros(1, math.prod(config.grid), config.width, device=weight.device)
+    if type(image.stack.positions) is not Learned and image.stack.positions.embed(nothing).any():
+        return f"LayerNorms are not folded: {config.position} adds what has a mean"
     for norm, readers in _readings(image):
         if norm.bias is not None and norm.bias.any() and any(r.bias is None for r in readers):
-            return "a map that reads from a norm has no bias to take the norm's"
+            return "LayerNorms are not folded: a map that reads from one has no bias to take its"
         if not readers:
-            return "a block is not known to read from its norm by linear maps"
+            return "LayerNorms are not folded: a block is not known to read by linear maps"
     return ""
 
 

@@ -28,7 +28,8 @@ def attend(
 ) -> Tensor:
     """Attend with queries [b h n e] to keys [b h m e] and values [b h m c]; returns [b h n c].
 
-    With ``causal`` the queries stand at the last n of the m positions. ``bias`` is [h n m].
+    With ``causal`` the queries stand at the last n of the m positions. ``bias`` is [h n m],
+    or [b h n m] where it differs by example.
     ``reference`` is the formula as written. ``auto`` is torch's fused ``sdpa``, which calls the
     same kernels as ``xformers`` for dense and causal masks. ``xformers`` and ``flex`` need CUDA
     and raise `Unsupported` elsewhere.
@@ -121,10 +122,12 @@ def flex_attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, bias: Tensor |
     if q.is_meta:
         return _reference_attend(q, k, v, causal=causal, bias=bias)
     shift = k.shape[-2] - q.shape[-2]
+    if bias is not None:
+        bias = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
     def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if bias is not None:
-            s = s + bias[h, i, j]
+            s = s + bias[b, h, i, j]
         return torch.where(j <= i + shift, s, -math.inf) if causal else s
 
     y: Tensor = _flex(q.is_cuda)(q, k, v, score_mod=score)

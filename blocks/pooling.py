@@ -27,8 +27,12 @@ class Pooled(NamedTuple):
 class Pooling(nn.Module):
     """A pooler that can give either half alone, so that a loss left out costs nothing.
 
-    A subclass defines `forward`, and whichever half is cheaper by itself.
+    A subclass defines `forward`, and whichever half is cheaper by itself. Submodules that only one
+    half needs are named, so that a model with one objective does without them.
     """
+
+    for_tokens_only: tuple[str, ...] = ()
+    for_vector_only: tuple[str, ...] = ()
 
     def tokens(self, x: Tensor) -> Tensor:
         """Map [b n c] to the captioning tokens [b q d]."""
@@ -71,6 +75,8 @@ class Cascade(Pooling):
     The default of all CoCa models (arXiv 2205.01917): ``queries`` captioning queries, 256 there.
     """
 
+    for_vector_only = ("contrastive",)
+
     def __init__(self, site: Site, *, queries: int = 256) -> None:
         super().__init__()
         self.captioning = AttentionPooler(site, queries=queries)
@@ -89,6 +95,8 @@ class Cascade(Pooling):
 
 class Parallel(Pooling):
     """Captioning queries and one contrastive query, both on the image tokens (arXiv 2205.01917)."""
+
+    for_tokens_only, for_vector_only = ("captioning",), ("contrastive",)
 
     def __init__(self, site: Site, *, queries: int = 256) -> None:
         super().__init__()

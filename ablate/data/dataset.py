@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,13 @@ class Dataset:
     splits: dict[str, EncodedSplit]
 
 
-def open_dataset(recipe: Recipe, cell: CoCaConfig, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Return a recipe's data, encoded for a cell.
+def open_dataset(
+    recipe: Recipe,
+    cell: CoCaConfig,
+    tokenizer: Tokenizer | None = None,
+    names: Sequence[str] = SPLITS,
+) -> Dataset:
+    """Return a recipe's data, the named splits encoded for a cell.
 
     The tokenizer is the one given, else that of the checkpoint that training starts from, else one
     trained on the training captions. Raises `UsageError` where the data cannot be used.
@@ -37,5 +43,5 @@ def open_dataset(recipe: Recipe, cell: CoCaConfig, tokenizer: Tokenizer | None =
         tokenizer = read_tokenizer(Path(recipe.initial), cell.vocabulary)
     else:
         tokenizer = open_tokenizer(pairs, cell.vocabulary)
-    splits = {split: encode_split(pairs, split, tokenizer, cell.context) for split in SPLITS}
+    splits = {split: encode_split(pairs, split, tokenizer, cell.context) for split in names}
     return Dataset(pairs=pairs, tokenizer=tokenizer, splits=splits)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import draw, png, small
+from samples import draw, png, shapes_rows, small, write_shard
 
 from ablate import caption, score
 from ablate.captioner import Captioner
@@ -123,7 +123,19 @@ def test_score_gives_what_the_trial_measured(
     record = json.loads((trained.parent / "result.json").read_text())["metrics"]
     for name, value in found.items():
         assert value == pytest.approx(record[f"test/{name}"], abs=1e-5), name
+    assert "coca" not in found  # its weights are the recipe's
     assert "cider" in found
+
+
+def test_a_set_of_one_split_can_be_scored(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = [(n, c.replace(b'"train"', b'"test"').replace(b'"val"', b'"test"'))
+                for n, c in shapes_rows(60)]  # fmt: skip
+    data = f"webdataset:{write_shard(tmp_path / 'held.tar', held_out)}"
+    arguments = ["--checkpoint", str(trained), "--data", data, "--batch", "20"]
+    assert score.main(arguments) == 0
+    assert "perplexity" in capsys.readouterr().out
 
 
 def test_zero_shot_finds_the_colour(
@@ -144,6 +156,7 @@ def test_zero_shot_finds_the_colour(
     (["--data", "embedded:pictures", "--split", "tset"], "did you mean 'test'"),
     (["--data", "embedded:picture"], "picture"),
     (["--zero-shot", "nowhere"], "no such directory"),
+    (["--zero-shot", "nowhere", "--split", "val"], "--split and --batch are for --data"),
     (["--data", "embedded:pictures", "--template", "a {}"], "--template is for --zero-shot"),
 ])  # fmt: skip
 def test_score_explains_mistakes(

@@ -82,7 +82,7 @@ def test_transplant_starts_from_a_checkpoint() -> None:
     grid = make_grid("transplant", "nano", REGISTRY, origin=origin)
     assert grid.cells["checkpoint"] == origin
     every = grid.cells["checkpoint+all"].image
-    assert (every.norm, every.ffn, every.position) == ("rmsnorm", "geglu", "rope")
+    assert (every.norm, every.ffn, every.position) == ("rmsnorm(eps=1e-05)", "geglu", "rope")
     assert {cell.text for cell in grid.cells.values()} == {origin.text}
     with pytest.raises(UsageError, match="add --set initial=DIR"):
         make_grid("transplant", "nano", REGISTRY)

@@ -35,9 +35,14 @@ CELLS |= {f"class token, {p}": small(**{"image.class_token": True, "image.positi
           for p in ("rope", "alibi", "relative", "learned")}  # fmt: skip
 WIRING = ("image.pre_norm", "multimodal.double_ffn", "multimodal.context_norm", "tied_head")
 CELLS |= {path: with_field(small(), path, True) for path in WIRING}
-CELLS |= {"sigmoid": small(contrast="sigmoid")}
+CELLS |= {"sigmoid": small(contrast="sigmoid"), "cls=end": small(**{"text.cls": "end"})}
 CELLS |= {"uneven": small(**{"text.depth": 1, "multimodal.depth": 3, "image.patch_bias": False})}
 ONE_SIDED = {name: small(name) for name in ("clip", "captioner")}
+ONE_SIDED |= {
+    f"{name}, {pooling}": small(name, **{"image.pooling": pooling})
+    for name in ("clip", "captioner")
+    for pooling in ("cascade(queries=4)", *POOLERS[:-1])
+}
 
 
 @pytest.fixture(params=CELLS)
@@ -128,8 +133,8 @@ def test_every_parameter_of_a_one_sided_model_gets_a_gradient(name: str) -> None
     model = CoCa(ONE_SIDED[name])
     images, tokens, lengths = inputs()
     out = model(images, tokens, lengths)
-    assert (out.embeddings is None) == (name == "captioner")
-    assert (out.states is None) == (name == "clip")
+    assert (out.embeddings is None) == name.startswith("captioner")
+    assert (out.states is None) == name.startswith("clip")
     if out.embeddings is not None:
         scores = out.embeddings.image @ out.embeddings.text.T * out.embeddings.scale
         scores.logsumexp(-1).sum().backward()
@@ -172,7 +177,7 @@ def test_nothing_is_computed_for_a_loss_that_is_not_wanted() -> None:
 
 
 def test_one_sided_models_refuse_the_other_side() -> None:
-    clip, captioner = (CoCa(cell) for cell in ONE_SIDED.values())
+    clip, captioner = (CoCa(ONE_SIDED[name]) for name in ("clip", "captioner"))
     names = [name for name, _ in clip.named_parameters()]
     assert not [name for name in names if name.startswith("multimodal")]
     assert not [name for name, _ in captioner.named_parameters() if "projection" in name]
@@ -180,6 +185,28 @@ def test_one_sided_models_refuse_the_other_side() -> None:
         clip(*inputs(), caption=True)
     with pytest.raises(UsageError, match="built for captioning only"):
         captioner(*inputs(), contrast=True)
+    with pytest.raises(UsageError, match="built for captioning only"):
+        captioner.encode_image(inputs()[0])
+    with pytest.raises(UsageError, match="both False"):
+        clip(*inputs(), contrast=False, caption=False)
+
+
+@pytest.mark.parametrize(("name", "path", "value"), [
+    ("captioner", "temperature", 0.1), ("captioner", "contrast", "sigmoid"),
+    ("captioner", "text.cls", "end"), ("clip", "tied_head", True),
+])  # fmt: skip
+def test_fields_without_effect_are_refused(name: str, path: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{path} has no effect where the objective is"):
+        small(name, **{path: value})
+
+
+@pytest.mark.parametrize("size", [16, 31, 40])
+def test_images_of_another_size_are_refused(size: int) -> None:
+    images, tokens, lengths = inputs()
+    with pytest.raises(UsageError, match=r"images must be \[b 3 32 32\]"):
+        CoCa(small())(torch.zeros(3, 3, size, size), tokens, lengths)
+    with pytest.raises(UsageError, match="at most 24 ids, got 25"):
+        CoCa(small())(images, torch.zeros(3, 25, dtype=torch.long), lengths)
 
 
 def test_a_class_token_has_no_place() -> None:

@@ -114,14 +114,16 @@ def test_wider_beams_find_likelier_captions() -> None:
     assert found[1] <= found[2] + 1e-3
 
 
-def test_a_row_is_captioned_the_same_alone() -> None:
+@pytest.mark.parametrize("decoding", [
+    Decoding(), Decoding(beams=3), Decoding(temperature=1.0, seed=2),
+], ids=["greedy", "beam", "sample"])  # fmt: skip
+def test_a_row_is_captioned_the_same_alone(decoding: Decoding) -> None:
     model = sharp(small())
-    for decoding in (Decoding(), Decoding(beams=3)):
-        together = generate(model, images(3), decoding=decoding)
-        for row in range(3):
-            alone = generate(model, images(3)[row : row + 1], decoding=decoding)
-            length = int(together.lengths[row])
-            assert alone.tokens[0, :length].tolist() == together.tokens[row, :length].tolist()
+    together = generate(model, images(3), decoding=decoding)
+    for row in range(3):
+        alone = generate(model, images(3)[row : row + 1], decoding=decoding, first=row)
+        length = int(together.lengths[row])
+        assert alone.tokens[0, :length].tolist() == together.tokens[row, :length].tolist()
 
 
 def test_sampling_is_seeded_and_follows_the_distribution() -> None:
@@ -179,6 +181,8 @@ def test_the_whole_context_can_be_said_and_no_more() -> None:
     assert (lengths == longest + 1).all()
     with pytest.raises(UsageError, match=f"maximum must be at most {longest}"):
         generate(model, images(), decoding=Decoding(maximum=longest + 1))
+    with pytest.raises(UsageError, match=f"minimum must be at most {longest}"):
+        generate(model, images(), decoding=Decoding(minimum=500))
 
 
 def test_training_mode_comes_back_and_dropout_does_not_act() -> None:
@@ -195,6 +199,7 @@ def test_training_mode_comes_back_and_dropout_does_not_act() -> None:
     ({"temperature": 1.0, "top_p": 0.0}, "top_p above 0"),
     ({"minimum": 5, "maximum": 3}, "minimum must be at least 1 and at most maximum"),
     ({"temperature": -1.0}, "temperature must be at least 0"),
+    ({"length_penalty": math.nan}, "length_penalty must be finite"),
 ])  # fmt: skip
 def test_mistakes_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from assemblies import CoCa, captioning_loss, contrastive_loss
+from assemblies import CoCa, captioning_loss, contrastive_loss, with_field
 from assemblies.interop import entries, from_open_clip, to_open_clip
 from blocks import UsageError
 
@@ -86,6 +86,8 @@ def test_import_computes_what_open_clip_does(name: str | None, legacy: bool) -> 
     cell = ours.cell
     images, tokens, lengths = batch(cell.image.size, cell.context, cell.vocabulary)
     out = ours(images, tokens, lengths)
+    short = ours.encode_text(tokens[1:2, :8], lengths[1:2])  # less padding changes nothing
+    torch.testing.assert_close(short, out.embeddings.text[1:2], atol=1e-4, rtol=1e-4)
     expected = theirs(images, tokens)
     close = {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(out.embeddings.image, expected["image_features"], **close)
@@ -154,6 +156,11 @@ def test_round_trip_is_exact(layout: str) -> None:
 def test_what_is_missing_or_unexpected_is_listed() -> None:
     state = layout_state(16, 128, 64)
     del state["text.ln_final.weight"]
+    shaped = dict(layout_state(16, 128, 64))
+    name = "text.transformer.resblocks.0.mlp.c_fc.weight"
+    shaped[name] = shaped[name].T
+    with pytest.raises(UsageError, match=r"c_fc.weight is \[64, 256\], must be \[256, 64\]"):
+        from_open_clip(shaped)
     state["visual.extra"] = torch.zeros(1)
     with pytest.raises(
         UsageError, match=r"missing \['text.ln_final.weight'\], unexpected \['visual"
@@ -168,3 +175,9 @@ def test_another_layout_cannot_be_exported() -> None:
 
     with pytest.raises(UsageError, match="open_clip's layout"):
         to_open_clip(CoCa(small()))
+    cell = from_open_clip(layout_state(16, 128, 64)).cell
+    for path, value in (("*.norm", "layernorm(eps=0.01)"), ("text.cls", "caption"),
+                        ("image.ffn", "mlp(activation='relu')")):  # fmt: skip
+        with pytest.raises(UsageError, match=r"open_clip's layout can be exported"):
+            to_open_clip(CoCa(with_field(cell, path, value)))
+    assert to_open_clip(CoCa(with_field(cell, "text.cls", "end")))

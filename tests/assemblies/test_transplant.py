@@ -44,7 +44,7 @@ def test_layernorm_to_rmsnorm_is_the_same_function(changes: dict[str, object]) -
     model, report = transplant(source, target)
     assert report.folded, report
     assert not report.fresh
-    assert not report.why_not
+    assert not report.caveat
     model.eval()
     (before, states), (after, others) = source(*batch()), model(*batch())
     close = {"atol": 1e-4, "rtol": 1e-4}
@@ -55,17 +55,36 @@ def test_layernorm_to_rmsnorm_is_the_same_function(changes: dict[str, object]) -
 @pytest.mark.parametrize(("changes", "reason"), [
     ({"image.placement": "post"}, "placement is post"),
     ({"image.position": "sincos"}, "sincos adds what has a mean"),
-    ({"image.ffn": "geglu"}, "has no bias to take the norm's"),
+    ({"image.ffn": "geglu"}, "has no bias to take its"),
     ({"image.pre_norm": True}, "writes into the residual stream"),
 ])  # fmt: skip
 def test_what_cannot_be_folded_is_carried_and_said(changes: dict[str, object], reason: str) -> None:
     source = trained(baseline(**changes))
     model, report = transplant(source, with_field(source.cell, "image.norm", "rmsnorm"))
     assert not report.folded
-    assert reason in report.why_not
+    assert reason in report.caveat
     gain = "image.stack.layers.0.attention.norm_enter.gain"
     if gain in report.carried:
         assert torch.equal(model.state_dict()[gain], source.state_dict()[gain])
+
+
+@pytest.mark.parametrize(("path", "value", "reason"), [
+    ("image.placement", "post", "placement is post"),
+    ("image.pre_norm", True, "writes into the residual stream"),
+])  # fmt: skip
+def test_a_target_of_other_wiring_is_not_folded(path: str, value: object, reason: str) -> None:
+    source = trained(baseline())
+    target = with_field(with_field(source.cell, "image.norm", "rmsnorm"), path, value)
+    _, report = transplant(source, target)
+    assert not report.folded
+    assert reason in report.caveat
+
+
+def test_another_eps_is_said() -> None:
+    source = trained(baseline())
+    _, report = transplant(source, with_field(source.cell, "image.norm", "rmsnorm"))
+    assert report.folded
+    assert "eps is 1e-06 and was 1e-05" in str(report)
 
 
 def test_other_swaps_carry_what_fits_and_name_the_rest() -> None:
@@ -95,3 +114,5 @@ def test_the_same_cell_is_the_same_model() -> None:
 def test_sizes_must_agree() -> None:
     with pytest.raises(UsageError, match=r"image\.depth 1 -> 2"):
         transplant(CoCa(small()), small(**{"image.depth": 2}))
+    with pytest.raises(UsageError, match=r"temperature 0\.07 -> 0\.01"):
+        transplant(CoCa(small()), small(temperature=0.01))
