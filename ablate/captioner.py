@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ablate.data.batches import pad, to_floats
 from ablate.data.images import Pixels
-from ablate.data.tokenizer import BEGIN, END, PAD, encode, read_tokenizer
-from assemblies import CoCa, Decoding, Marks, generate, load
+from ablate.data.tokenizer import encode, marks_of, read_tokenizer
+from assemblies import CoCa, Decoding, generate, load
+from assemblies.checkpoint import TOKENIZER
 from blocks import Registry
 
 BATCH = 64
@@ -27,14 +28,13 @@ class Captioner:
     def __init__(self, model: CoCa, tokenizer: Tokenizer) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.tokenizer = model.to(self.device).eval(), tokenizer
-        known = min(tokenizer.get_vocab_size(), model.cell.vocabulary)
-        self.marks = Marks(begin=BEGIN, end=END, pad=PAD, known=known)
+        self.marks = marks_of(tokenizer)
 
     @classmethod
     def open(cls, directory: Path, registry: Registry | None = None) -> Captioner:
         """Return the captioner of a checkpoint folder; raises `UsageError` that says what lacks."""
         model = load(directory, registry=registry)
-        return cls(model, read_tokenizer(directory, model.cell.vocabulary))
+        return cls(model, read_tokenizer(directory / TOKENIZER, model.cell.vocabulary))
 
     @property
     def size(self) -> int:
@@ -49,7 +49,7 @@ class Captioner:
                 self.model, batch, marks=self.marks, decoding=decoding, first=len(said)
             )
             rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
-            ids = [[i for i in row[1:length] if i != END] for row, length in rows]
+            ids = [[i for i in row[1:length] if i != self.marks.end] for row, length in rows]
             said += [text.strip() for text in self.tokenizer.decode_batch(ids)]
         return said
 

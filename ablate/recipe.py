@@ -22,7 +22,7 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
     **dict.fromkeys(("steps", "batch", "accumulate", "evaluate"), AT_LEAST_1),
     **dict.fromkeys(("lr", "clip", "max_scale"), ABOVE_0),
     **dict.fromkeys(
-        ("contrastive_weight", "caption_weight", "weight_decay", "patience"), AT_LEAST_0
+        ("contrastive_weight", "caption_weight", "weight_decay", "patience", "bucket"), AT_LEAST_0
     ),
     **dict.fromkeys(("warmup", "flip"), FRACTION),
     **dict.fromkeys(("beta2", "label_smoothing"), BELOW_1),
@@ -36,18 +36,21 @@ class Recipe:
     """Everything about training but the architecture and the seed.
 
     ``data`` is a source (``embedded:pictures``), ``initial`` a checkpoint folder to start from
-    instead of random weights: they are transplanted into the trial's cell. One optimiser step sees
+    instead of random weights: they are transplanted into the trial's cell. ``tokenizer`` is a
+    `tokenizer.json` to use instead of one trained on the training captions. One optimiser step sees
     ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory: gradients are those of
     the whole batch. A loss of weight 0 is not computed in training; evaluation measures all the
     same whatever the model is built for.
     ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
     temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
     split is looked at; after ``patience`` looks that find nothing better, training stops (0:
-    never). ``crop`` is the smallest side, as a fraction, of the random crop.
+    never). ``bucket`` puts captions of a length together within windows of that many batches.
+    ``crop`` is the smallest side, as a fraction, of the random crop.
     """
 
     data: str = "embedded:pictures"
     initial: str = ""
+    tokenizer: str = ""
     steps: int = 240
     batch: int = 64
     accumulate: int = 1
@@ -65,6 +68,7 @@ class Recipe:
     precision: str = "auto"
     evaluate: int = 5
     patience: int = 0
+    bucket: int = 0
     evaluation_batch: int = 128
 
     def __post_init__(self) -> None:
@@ -80,6 +84,8 @@ class Recipe:
             raise UsageError("contrastive_weight and caption_weight are both 0: nothing to learn")
         if self.contrastive_weight and self.batch < 2:
             raise UsageError(f"a batch must have at least 2 pairs to contrast, got {self.batch}")
+        if self.initial and self.tokenizer:
+            raise UsageError("initial brings its own tokenizer: leave tokenizer empty")
         if self.evaluate > self.steps:
             raise UsageError(f"evaluate ({self.evaluate}) must be at most steps ({self.steps})")
         if self.precision not in PRECISIONS:

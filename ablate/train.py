@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ablate.captioner import Captioner
 from ablate.data import TrainBatches
-from ablate.data.batches import Batch
+from ablate.data.batches import Batch, Prefetched
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import evaluate, evaluate_captions
 from ablate.files import atomic
@@ -82,12 +82,20 @@ class Training:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
         if stage.recipe.initial and folder_hash(Path(stage.recipe.initial)) != stage.origin:
             raise RuntimeError(f"{stage.recipe.initial!r} changed after the study was planned")
-        self.batches = TrainBatches(self.data.splits["train"], self.recipe, self.seed)
+        self.batches = self.make_batches()
         model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
         self.model = model.to(self.device)
         self.weights = loss_weights(trial.cell, self.recipe)
         self.optimizer = adamw(self.model, self.recipe)
         self.state = State()
+
+    def make_batches(self) -> TrainBatches | Prefetched:
+        """Return the training batches, made ahead where there are cores or a GPU to gain by it."""
+        batches = TrainBatches(self.data.splits["train"], self.recipe, self.seed)
+        threads = min(4, torch.get_num_threads())
+        if self.device.type != "cuda" and threads == 1:
+            return batches
+        return Prefetched(batches, threads=threads, steps=self.recipe.steps)
 
     def steps(self) -> Iterator[Metrics]:
         """Train to the end; yield the step's metrics at about 50 points and at each evaluation."""
@@ -223,6 +231,8 @@ class Training:
 
         Names say which: ``last/coca`` and ``test/coca``.
         """
+        if isinstance(self.batches, Prefetched):
+            self.batches.close()
         last = {} if self.state.best_step == self.state.step else self.measure("test")
         self.model.load_state_dict(self.state.best_model)
         metrics = self.measure("test")

@@ -24,6 +24,7 @@ from assemblies.config import to_dict as cell_to_dict
 from blocks import Registry, UsageError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
+PLACES = ("data", "initial", "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +113,8 @@ def make_trial(
     machine = [torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"]
     shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
     origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
-    first = digest([shared, _numbers(recipe), fingerprint, origin])
+    words = _content_hash((_stamp(Path(recipe.tokenizer)),)) if recipe.tokenizer else ""
+    first = digest([shared, _numbers(recipe), fingerprint, origin, words])
     pretrain = Stage(
         name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first, origin=origin
     )
@@ -124,18 +126,22 @@ def make_trial(
 
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe without the places of its data and its checkpoint."""
+    """Return a recipe without places of things that keys know by their content."""
     given = dataclasses.asdict(recipe)
-    return {name: value for name, value in given.items() if name not in ("data", "initial")}
+    return {name: value for name, value in given.items() if name not in PLACES}
 
 
 def folder_hash(directory: Path) -> str:
     """Return a hash of a checkpoint's configuration, weights and tokenizer."""
+    return _content_hash(tuple(_stamp(directory / n) for n in (CONFIG, WEIGHTS, TOKENIZER)))
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
     try:
-        stamps = [(p, p.stat()) for p in (directory / n for n in (CONFIG, WEIGHTS, TOKENIZER))]
-        return _content_hash(tuple((path, s.st_size, s.st_mtime_ns) for path, s in stamps))
+        found = path.stat()
     except OSError as error:
-        raise UsageError(f"cannot read checkpoint {str(directory)!r}: {error}") from None
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return path, found.st_size, found.st_mtime_ns
 
 
 @cache

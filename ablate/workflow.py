@@ -59,10 +59,10 @@ def finetunings(
     otherwise; two sets of one name are refused.
     """
     steps = max(1, recipe.steps // 2)
-    own = replace(
-        recipe, steps=steps, lr=recipe.lr / 4, evaluate=min(recipe.evaluate, steps), initial=""
-    )
-    own = with_fields(own, settings)
+    own = replace(recipe, steps=steps, lr=recipe.lr / 4, evaluate=min(recipe.evaluate, steps))
+    own = with_fields(replace(own, initial="", tokenizer=""), settings)
+    if own.initial or own.tokenizer:
+        raise UsageError("fine-tunings start from their pretraining, with its tokenizer")
     found: dict[str, Recipe] = {}
     for source in sources:
         if name_of(source) in found:

@@ -6,7 +6,9 @@ batches to every architecture, and training can go on at any step without saved 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,11 +19,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ablate.data.pairs import Pairs
-from ablate.data.tokenizer import PAD, encode
+from ablate.data.tokenizer import encode
 from ablate.recipe import Recipe
 from assemblies.construct import stream_seed
 from blocks import UsageError
 
+FILLER = 0  # behind a caption; lengths say where that is, and no model looks at it
 LENGTH_MULTIPLE = 4  # captions are padded to few distinct lengths, which kernels and compilers like
 
 
@@ -67,7 +70,7 @@ def pad(ids: Sequence[list[int]], context: int) -> tuple[Tensor, Tensor]:
     """Return ids [b n], padded to the longest and a little more, and their lengths [b]."""
     lengths = torch.tensor([len(item) for item in ids])
     longest = min(-(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, context)
-    return torch.tensor([item + [PAD] * (longest - len(item)) for item in ids]), lengths
+    return torch.tensor([item + [FILLER] * (longest - len(item)) for item in ids]), lengths
 
 
 def encode_split(pairs: Pairs, split: str, tokenizer: Tokenizer, context: int) -> EncodedSplit:
@@ -97,26 +100,70 @@ class TrainBatches:
             )
         self.split, self.recipe, self.seed = split, recipe, seed
         self.per_epoch = len(split) // recipe.batch
-        self._epoch = -1
+        self._drawn: dict[int, tuple[list[int], list[int]]] = {}
+        self._lock = threading.Lock()
 
     def __getitem__(self, step: int) -> Batch:
-        """Return the augmented batch of a step."""
+        """Return the augmented batch of a step; threads may ask for several at a time."""
         epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._draw_epoch(epoch)
-        chosen = self._order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
-        batch = self.split.batch(chosen, [self._captions[i] for i in chosen])
+        with self._lock:
+            if epoch not in self._drawn:  # and keep the one before, which a thread may be in
+                kept = {e: drawn for e, drawn in self._drawn.items() if e == epoch - 1}
+                self._drawn = {**kept, epoch: self._draw_epoch(epoch)}
+            order, captions = self._drawn[epoch]
+        chosen = order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
+        batch = self.split.batch(chosen, [captions[i] for i in chosen])
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "augment", step))
         images = augment(batch.images, self.recipe.crop, self.recipe.flip, generator)
         return batch._replace(images=images)
 
-    def _draw_epoch(self, epoch: int) -> None:
-        order = torch.Generator().manual_seed(stream_seed(self.seed, "order", epoch))
-        self._order = torch.randperm(len(self.split), generator=order).tolist()
+    def _draw_epoch(self, epoch: int) -> tuple[list[int], list[int]]:
+        """Return an epoch's order of pairs, and which caption of each pair it shows."""
+        generator = torch.Generator().manual_seed(stream_seed(self.seed, "order", epoch))
+        order = torch.randperm(len(self.split), generator=generator).tolist()
         caption = torch.Generator().manual_seed(stream_seed(self.seed, "caption", epoch))
         draws = torch.rand(len(self.split), generator=caption).tolist()
-        self._captions = [int(u * len(ids)) for u, ids in zip(draws, self.split.ids, strict=True)]
-        self._epoch = epoch
+        captions = [int(u * len(ids)) for u, ids in zip(draws, self.split.ids, strict=True)]
+        if self.recipe.bucket > 1:
+            order = self._bucketed(order, captions, generator)
+        return order, captions
+
+    def _bucketed(
+        self, order: list[int], captions: list[int], generator: torch.Generator
+    ) -> list[int]:
+        """Put captions of a length together, within windows of ``bucket`` batches."""
+        batch, lengths = self.recipe.batch, [len(self.split.ids[i][captions[i]]) for i in order]
+        length_of = dict(zip(order, lengths, strict=True))
+        window, batches = self.recipe.bucket * batch, list[list[int]]()
+        for start in range(0, self.per_epoch * batch, window):
+            end = min(start + window, self.per_epoch * batch)
+            near = sorted(order[start:end], key=length_of.__getitem__)
+            batches += [near[i : i + batch] for i in range(0, len(near), batch)]
+        mixed = torch.randperm(len(batches), generator=generator).tolist()
+        return [i for which in mixed for i in batches[which]]
+
+
+class Prefetched:
+    """Batches that threads make ahead of the training that asks for them step by step.
+
+    They are the same batches: each depends on its step alone.
+    """
+
+    def __init__(self, batches: TrainBatches, *, threads: int, steps: int) -> None:
+        self.batches, self.steps, self.ahead = batches, steps, 2 * threads
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
+        self.pending: dict[int, Future[Batch]] = {}
+
+    def __getitem__(self, step: int) -> Batch:
+        """Return the batch of a step, and have the following ones made."""
+        for i in range(step, min(step + self.ahead + 1, self.steps)):
+            if i not in self.pending:
+                self.pending[i] = self.pool.submit(self.batches.__getitem__, i)
+        return self.pending.pop(step).result()
+
+    def close(self) -> None:
+        """Stop making batches."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def augment(images: Tensor, crop: float, flip: float, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ from ablate.data.rows import SPLITS
 from ablate.data.tokenizer import open_tokenizer, read_tokenizer
 from ablate.recipe import Recipe
 from assemblies import CoCaConfig
+from assemblies.checkpoint import TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,15 @@ def open_dataset(
 ) -> Dataset:
     """Return a recipe's data, the named splits encoded for a cell.
 
-    The tokenizer is the one given, else that of the checkpoint that training starts from, else one
-    trained on the training captions. Raises `UsageError` where the data cannot be used.
+    The tokenizer is the one given, else the recipe's, else that of the checkpoint that training
+    starts from, else one trained on the training captions. Raises `UsageError` where the data
+    cannot be used.
     """
     pairs = open_pairs(recipe.data, cell.image.size)
     if tokenizer is not None:
         pass
-    elif recipe.initial:
-        tokenizer = read_tokenizer(Path(recipe.initial), cell.vocabulary)
+    elif path := recipe.tokenizer or (recipe.initial and f"{recipe.initial}/{TOKENIZER}"):
+        tokenizer = read_tokenizer(Path(path), cell.vocabulary)
     else:
         tokenizer = open_tokenizer(pairs, cell.vocabulary)
     splits = {split: encode_split(pairs, split, tokenizer, cell.context) for split in names}

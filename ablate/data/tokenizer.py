@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the training captions, cached by content."""
+"""Tokenizers: byte-level BPE trained on the training captions, or any `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from ablate.data.pairs import Pairs
 from ablate.files import atomic, cache_directory, digest
+from assemblies import Marks
 from blocks import UsageError
 
-PAD, BEGIN, END = 0, 1, 2
-SPECIAL = ("<pad>", "<begin>", "<end>")
+SPECIAL = ("<pad>", "<begin>", "<end>")  # of those that we train: ids 0 to 2
+# What others call the marks around a text: CLIP, RoBERTa, Gemma, BERT.
+BEGIN_MARKS = ("<begin>", "<|startoftext|>", "<s>", "<bos>", "[CLS]")
+END_MARKS = ("<end>", "<|endoftext|>", "</s>", "<eos>", "[SEP]")
 SMALLEST = len(SPECIAL) + 256
 TOKENIZER_VERSION = 1
 
@@ -33,23 +36,38 @@ def open_tokenizer(pairs: Pairs, vocabulary: int) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def read_tokenizer(checkpoint: Path, vocabulary: int) -> Tokenizer:
-    """Return the tokenizer of a checkpoint folder; raises `UsageError` if it cannot be ours."""
-    path = checkpoint / "tokenizer.json"
+def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    """Return the tokenizer of a `tokenizer.json`; raises `UsageError` if a model cannot use it."""
     if not path.is_file():
-        raise UsageError(f"checkpoint {str(checkpoint)!r} has no {path.name}")
+        raise UsageError(f"there is no tokenizer {str(path)!r}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
+        marks_of(tokenizer)
     except Exception as error:  # the library raises nothing more precise
         raise UsageError(f"cannot read tokenizer {str(path)!r}: {error}") from None
-    marks = [tokenizer.token_to_id(mark) for mark in SPECIAL]
-    if marks != [PAD, BEGIN, END]:
-        raise UsageError(f"tokenizer {str(path)!r} must have {', '.join(SPECIAL)} as ids 0 to 2")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     if tokenizer.get_vocab_size() > vocabulary:
         raise UsageError(
             f"tokenizer {str(path)!r} has {tokenizer.get_vocab_size()} ids, the model {vocabulary}"
         )
     return tokenizer
+
+
+def marks_of(tokenizer: Tokenizer) -> Marks:
+    """Return a tokenizer's begin and end marks, by their usual names, and its number of ids."""
+    begin, end = (
+        next((i for name in names if (i := tokenizer.token_to_id(name)) is not None), None)
+        for names in (BEGIN_MARKS, END_MARKS)
+    )
+    if begin is None or end is None:
+        raise UsageError(
+            f"it must have a begin mark ({', '.join(BEGIN_MARKS)}) and an end mark "
+            f"({', '.join(END_MARKS)})"
+        )
+    pad = tokenizer.token_to_id(SPECIAL[0])
+    known = tokenizer.get_vocab_size()
+    return Marks(begin=begin, end=end, pad=begin if pad is None else pad, known=known)
 
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int) -> Tokenizer:
@@ -71,5 +89,6 @@ def train_tokenizer(captions: Sequence[str], vocabulary: int) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, captions: Sequence[str], context: int) -> list[list[int]]:
     """Return ids with begin and end marks, cut to ``context`` ids with the end mark kept."""
+    marks = marks_of(tokenizer)
     encoded = tokenizer.encode_batch(list(captions), add_special_tokens=False)
-    return [[BEGIN, *item.ids[: context - 2], END] for item in encoded]
+    return [[marks.begin, *item.ids[: context - 2], marks.end] for item in encoded]

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from samples import draw, shapes_rows, write_shard
+from samples import draw, shapes_rows, small, write_shard
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ablate.data import TrainBatches, encode_split, evaluation_batches, open_pairs, open_tokenizer
-from ablate.data.batches import augment
+from ablate.data.batches import Prefetched, augment
+from ablate.data.dataset import open_dataset
 from ablate.data.pairs import group_by_caption
 from ablate.data.sources import EMBEDDED, embedded_names
-from ablate.data.tokenizer import BEGIN, END, encode
+from ablate.data.tokenizer import encode, marks_of, read_tokenizer
 from ablate.recipe import Recipe
 from blocks import UsageError
 
@@ -84,11 +87,11 @@ def test_tokenizer_round_trip_and_cache(shapes: str) -> None:
     assert tokenizer.get_vocab_size() <= 400
     text = "a red square number 7, unseen 漢字"
     (ids,) = encode(tokenizer, [text], 200)
-    assert (ids[0], ids[-1]) == (BEGIN, END)
+    assert (ids[0], ids[-1]) == (1, 2)
     assert tokenizer.decode(ids).strip() == text
     (cut,) = encode(tokenizer, [text], 6)
     assert len(cut) == 6
-    assert cut[-1] == END
+    assert cut[-1] == 2
     assert open_tokenizer(pairs, 400).to_str() == tokenizer.to_str()
 
 
@@ -121,10 +124,72 @@ def test_batches_are_padded_to_the_longest_caption_only(shapes: str) -> None:
     assert longest <= batch.tokens.shape[1] < longest + 4
     for row, length in zip(batch.tokens, batch.lengths, strict=True):
         assert (row[length:] == 0).all()
-        assert row[length - 1] == END
+        assert row[length - 1] == 2
     assert batch.images.shape == (16, 3, 24, 24)
     assert batch.images.min() >= -1
     assert batch.images.max() <= 1
+
+
+def test_batches_made_ahead_are_the_same(shapes: str) -> None:
+    plain = batches(shapes)
+    ahead = Prefetched(batches(shapes), threads=3, steps=25)
+    for step in [*range(25), 4, 5]:  # training may go on at any step
+        for got, expected in zip(ahead[step], plain[step], strict=True):
+            assert torch.equal(got, expected)
+    ahead.close()
+
+
+def test_buckets_put_lengths_together_and_show_each_pair_once(tmp_path: Path) -> None:
+    members = []
+    for i in range(128):
+        text = " ".join(["word"] * (1 + 7 * i % 20)) + f" {i}"
+        facts = {"caption": text, "split": ("train", "val", "test")[(i > 120) + (i > 123)]}
+        members += [(f"{i:03d}.png", draw("red", "dot", i)),
+                    (f"{i:03d}.json", json.dumps(facts).encode())]  # fmt: skip
+    data = f"webdataset:{write_shard(tmp_path / 'a.tar', members)}"
+
+    def spread(bucket: int) -> float:
+        stream = batches(data, bucket=bucket)
+        every = [stream[step] for step in range(stream.per_epoch)]
+        seen = [g for batch in every for g in batch.groups.tolist()]
+        assert len(seen) == len(set(seen)) == 112
+        return sum(float(b.lengths.float().std()) for b in every)
+
+    assert spread(7) < 0.4 * spread(0)
+    windowed = batches(data, bucket=2)
+    assert torch.equal(windowed[3].tokens, batches(data, bucket=2)[3].tokens)
+
+
+def foreign_tokenizer(path: Path, *marks: str) -> Path:
+    """Write a tokenizer of words with marks of other names, at the end of its ids."""
+    words = {w: i for i, w in enumerate(("!", "a", "red", "green", "blue", "square"))}
+    vocabulary = {**words, **{m: len(words) + i for i, m in enumerate(marks)}, "[UNK]": 50}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(marks))
+    tokenizer.enable_padding(length=40)
+    tokenizer.save(str(path))
+    return path
+
+
+def test_any_tokenizer_with_marks_can_be_used(shapes: str, tmp_path: Path) -> None:
+    path = foreign_tokenizer(tmp_path / "t.json", "<|startoftext|>", "<|endoftext|>")
+    tokenizer = read_tokenizer(path, 100)
+    marks = marks_of(tokenizer)
+    assert (marks.begin, marks.end) == (6, 7)
+    assert encode(tokenizer, ["a red square"], 24) == [[6, 1, 2, 5, 7]]
+    recipe = Recipe(data=shapes, tokenizer=str(path))
+    cell = small(vocabulary=100)
+    data = open_dataset(recipe, cell)
+    assert data.splits["train"].ids[0][0][0] == 6
+    with pytest.raises(UsageError, match="has 9 ids, the model 8"):
+        read_tokenizer(path, 8)
+    with pytest.raises(UsageError, match="must have a begin mark"):
+        read_tokenizer(foreign_tokenizer(tmp_path / "u.json", "<x>"), 100)
+    with pytest.raises(UsageError, match="there is no tokenizer"):
+        open_dataset(Recipe(data=shapes, tokenizer="nowhere.json"), cell)
+    with pytest.raises(UsageError, match="leave tokenizer empty"):
+        Recipe(initial="model", tokenizer=str(path))
 
 
 def test_augmentation_crops_and_flips() -> None:
