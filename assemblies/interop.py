@@ -8,7 +8,7 @@ after self- and cross-attention, a norm of the image tokens in each layer, CLS b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,13 @@ from assemblies.config import (
     TextConfig,
     flatten,
     normalise,
+    with_field,
 )
+from assemblies.transplant import transplant
 from blocks import UsageError, default_registry
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 HEAD_WIDTH, POOLER_HEADS = 64, 8  # of coca_ViT-B-32 and coca_ViT-L-14; a state dict tells neither
 Shape = tuple[int, ...]
 
@@ -257,3 +261,20 @@ def _linear(theirs: str, ours: str, outputs: int, inputs: int) -> Iterator[Entry
 def _norm(theirs: str, ours: str, d: int) -> Iterator[Entry]:
     yield Entry({f"{theirs}.weight": (d,)}, (f"{ours}.gain",))
     yield Entry({f"{theirs}.bias": (d,)}, (f"{ours}.bias",))
+
+
+def for_plain_pixels(
+    model: CoCa, mean: Sequence[float] = CLIP_MEAN, deviation: Sequence[float] = CLIP_DEVIATION
+) -> CoCa:
+    """Return the same function of pixels in -1 .. 1, for a model of (pixel - mean) / deviation.
+
+    The scaling of 0 .. 1 pixels by channel goes into the patch embedding, which gets a bias for it.
+    """
+    moved, _ = transplant(model, with_field(model.cell, "image.patch_bias", True))
+    patches = moved.image.patches
+    mu, sigma = (torch.tensor(v, dtype=torch.float64)[None, :, None] for v in (mean, deviation))
+    with torch.no_grad():
+        weight = patches.weight.double().reshape(len(patches.weight), 3, -1)  # [w 3 pp]
+        patches.bias.copy_((weight * (0.5 - mu) / sigma).sum(dim=(1, 2)))
+        patches.weight.copy_((weight / (2 * sigma)).flatten(1))
+    return moved.eval()

@@ -66,7 +66,9 @@ def main() -> None:
         "speedup_decoding": statistics.median(ratios[0]),
         "speedup_whole": statistics.median(ratios[1]),
         "seconds": rounds,
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import draw, shapes_rows, small, write_shard
-from tokenizers import Tokenizer, models, pre_tokenizers
+from samples import draw, foreign_tokenizer, shapes_rows, small, write_shard
 
 from ablate.data import TrainBatches, encode_split, evaluation_batches, open_pairs, open_tokenizer
 from ablate.data.batches import Prefetched, augment
@@ -158,18 +157,6 @@ def test_buckets_put_lengths_together_and_show_each_pair_once(tmp_path: Path) ->
     assert spread(7) < 0.4 * spread(0)
     windowed = batches(data, bucket=2)
     assert torch.equal(windowed[3].tokens, batches(data, bucket=2)[3].tokens)
-
-
-def foreign_tokenizer(path: Path, *marks: str) -> Path:
-    """Write a tokenizer of words with marks of other names, at the end of its ids."""
-    words = {w: i for i, w in enumerate(("!", "a", "red", "green", "blue", "square"))}
-    vocabulary = {**words, **{m: len(words) + i for i, m in enumerate(marks)}, "[UNK]": 50}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens(list(marks))
-    tokenizer.enable_padding(length=40)
-    tokenizer.save(str(path))
-    return path
 
 
 def test_any_tokenizer_with_marks_can_be_used(shapes: str, tmp_path: Path) -> None:

@@ -6,9 +6,16 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from samples import open_clip_state, small
 
 from assemblies import CoCa, captioning_loss, contrastive_loss, with_field
-from assemblies.interop import entries, from_open_clip, to_open_clip
+from assemblies.interop import (
+    CLIP_DEVIATION,
+    CLIP_MEAN,
+    for_plain_pixels,
+    from_open_clip,
+    to_open_clip,
+)
 from blocks import UsageError
 
 LAYOUTS = {"coca_ViT-B-32": (32, 768, 512), "coca_ViT-L-14": (14, 1024, 768)}
@@ -120,43 +127,18 @@ def test_export_gives_back_the_state_dict_exactly(name: str | None) -> None:
         assert back[key].shape == tensor.shape, key
 
 
-def layout_state(patch: int, width: int, text: int) -> dict[str, torch.Tensor]:
-    """Return a random state dict of open_clip's layout, one layer to a tower, without open_clip."""
-    table = {
-        "visual.conv1.weight": (width, 3, patch, patch),
-        "visual.positional_embedding": (5, width),
-        "text_decoder.text_projection": (text, 300),
-        "visual.attn_pool.query": (9, text),
-        "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
-        "text.transformer.resblocks.0.x": (),
-        "text_decoder.resblocks.0.x": (),
-        "visual.proj": (text, text),
-        "text.positional_embedding": (13, text),
-    }
-    from assemblies.interop import _cell_of
-
-    rough = {name: torch.empty(shape) for name, shape in table.items()}
-    cell = _cell_of(rough, True, 64, 8)
-    generator = torch.Generator().manual_seed(0)
-    return {
-        name: torch.randn(shape, generator=generator)
-        for entry in entries(cell)
-        for name, shape in entry.theirs.items()
-    }
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_round_trip_is_exact(layout: str) -> None:
-    state = layout_state(*LAYOUTS[layout])
+    state = open_clip_state(*LAYOUTS[layout])
     back = to_open_clip(from_open_clip(state))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
 def test_what_is_missing_or_unexpected_is_listed() -> None:
-    state = layout_state(16, 128, 64)
+    state = open_clip_state(16, 128, 64)
     del state["text.ln_final.weight"]
-    shaped = dict(layout_state(16, 128, 64))
+    shaped = dict(open_clip_state(16, 128, 64))
     name = "text.transformer.resblocks.0.mlp.c_fc.weight"
     shaped[name] = shaped[name].T
     with pytest.raises(UsageError, match=r"c_fc.weight is \[64, 256\], must be \[256, 64\]"):
@@ -171,13 +153,24 @@ def test_what_is_missing_or_unexpected_is_listed() -> None:
 
 
 def test_another_layout_cannot_be_exported() -> None:
-    from samples import small
-
     with pytest.raises(UsageError, match="open_clip's layout"):
         to_open_clip(CoCa(small()))
-    cell = from_open_clip(layout_state(16, 128, 64)).cell
+    cell = from_open_clip(open_clip_state(16, 128, 64)).cell
     for path, value in (("*.norm", "layernorm(eps=0.01)"), ("text.cls", "caption"),
                         ("image.ffn", "mlp(activation='relu')")):  # fmt: skip
         with pytest.raises(UsageError, match=r"open_clip's layout can be exported"):
             to_open_clip(CoCa(with_field(cell, path, value)))
     assert to_open_clip(CoCa(with_field(cell, "text.cls", "end")))
+
+
+@torch.no_grad()
+def test_plain_pixels_give_what_clips_scaling_gave() -> None:
+    state = {name: 0.05 * tensor for name, tensor in open_clip_state(16, 128, 64).items()}
+    model = from_open_clip(state)
+    plain = for_plain_pixels(model)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))  # 0 .. 1
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_DEVIATION))
+    expected = model.image.encode((pixels - mean) / deviation)
+    got = plain.image.encode(2 * pixels - 1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert model.image.patches.bias is None  # the model itself is left as it was

@@ -9,9 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from assemblies import CoCaConfig, preset, with_field
+from assemblies.interop import _cell_of, entries
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200)}
 SHAPES = ("square", "bar", "dot", "frame")
@@ -71,3 +74,38 @@ def small(name: str = "grr", **changes: object) -> CoCaConfig:
     for path, value in {**SMALL, **fewer, **changes}.items():
         cell = with_field(cell, path, value)
     return cell
+
+
+def foreign_tokenizer(path: Path, *marks: str) -> Path:
+    """Write a tokenizer of words with marks of other names, at the end of its ids."""
+    words = {w: i for i, w in enumerate(("!", "a", "red", "green", "blue", "square"))}
+    vocabulary = {**words, **{m: len(words) + i for i, m in enumerate(marks)}, "[UNK]": 50}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(list(marks))
+    tokenizer.enable_padding(length=40)
+    tokenizer.save(str(path))
+    return path
+
+
+def open_clip_state(patch: int, width: int, text: int) -> dict[str, torch.Tensor]:
+    """Return a random state dict of open_clip's layout, one layer to a tower, without open_clip."""
+    table = {
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.positional_embedding": (5, width),
+        "text_decoder.text_projection": (text, 300),
+        "visual.attn_pool.query": (9, text),
+        "visual.transformer.resblocks.0.mlp.c_fc.weight": (4 * width, width),
+        "text.transformer.resblocks.0.x": (),
+        "text_decoder.resblocks.0.x": (),
+        "visual.proj": (text, text),
+        "text.positional_embedding": (13, text),
+    }
+    rough = {name: torch.empty(shape) for name, shape in table.items()}
+    cell = _cell_of(rough, True, 64, 8)
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(shape, generator=generator)
+        for entry in entries(cell)
+        for name, shape in entry.theirs.items()
+    }
