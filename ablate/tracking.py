@@ -136,6 +136,8 @@ class Tracker:
             self._remember()
         for name in ("size", "seeds"):
             client.set_tag(self.known["parent"], f"ablate.{name}", getattr(self.plan, name))
+        skipped = "; ".join(f"{n} x {why}" for why, n in self.plan.data_skipped.items())
+        client.set_tag(self.known["parent"], "ablate.data_skipped", skipped[:5000] or "none")
 
     def _create_experiment(self, client: Any) -> str:
         location = None
