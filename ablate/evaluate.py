@@ -30,7 +30,7 @@ def evaluate(
     A model with one objective has no metrics of the other one.
     """
     model.eval()
-    contrastive, caption, words = [], 0.0, 0
+    contrastive, caption, predictions = [], 0.0, 0
     images, texts, groups = [], [], []
     for batch, full in evaluation_batches(split, recipe.evaluation_batch):
         moved = batch.to(device)
@@ -39,7 +39,7 @@ def evaluate(
             if out.states is not None:
                 loss = captioning_loss(out.states, model.head, moved.tokens, moved.lengths)
                 predicted = int(batch.lengths.sum()) - len(batch.lengths)
-                caption, words = caption + float(loss) * predicted, words + predicted
+                caption, predictions = caption + float(loss) * predicted, predictions + predicted
         if out.embeddings is not None:
             # InfoNCE also where SigLIP's loss is trained, so that models can be compared.
             embeddings = out.embeddings._replace(bias=None)
@@ -58,8 +58,8 @@ def evaluate(
                 texts.append(model.encode_text(tokens.to(device), lengths.to(device)).float().cpu())
             owners.append(owner)
         found |= recalls(*map(torch.cat, (images, texts, groups, owners)))
-    if words:
-        found["caption"] = caption / words
+    if predictions:
+        found["caption"] = caption / predictions
         found["perplexity"] = math.exp(min(found["caption"], 700.0))
         found["coca"] += recipe.caption_weight * found["caption"]
     model.train()

@@ -81,45 +81,26 @@ def make_plan(
         raise UsageError(f"seeds must be from 1 to {MAX_SEEDS}, got {seeds}")
     later = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     for_cell, for_recipe = divide({k: v for k, v in settings.items() if not k.startswith(PREFIX)})
-    _refuse_varied(for_cell)
-
-    def change(cell: CoCaConfig) -> CoCaConfig:
-        return normalise(swap(cell, for_cell), registry)
-
-    initial = str(for_recipe.get("initial", ""))
-    origin = read_cell(Path(initial)) if initial else None
-    grid = make_grid(grid_name, size, registry, change, origin)
-    if origin is not None:
-        for cell in grid.cells.values():
-            require_same_sizes(origin, cell)
+    grid = _make_grid(grid_name, size, registry, for_cell, str(for_recipe.get("initial", "")))
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
     chosen = grid.finetune if sources is None else tuple(sources)
     if later and not chosen:
         raise UsageError(f"{PREFIX}{next(iter(later))} is set, but nothing is fine-tuned")
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
     looks = _look_at_data(recipes, next(iter(grid.cells.values())))
-    fingerprint, tokens = looks[PRETRAIN].fingerprint, max(look.tokens for look in looks.values())
+    tokens = max(look.tokens for look in looks.values())
     costs, skipped, same = _price(grid, recipe, tokens, registry)
     count = seeds or grid.seeds
-    trials = [
-        make_trial(
-            name,
-            grid.cells[name],
-            recipe,
-            seed,
-            fingerprint,
-            registry,
-            [(s, r, looks[s].fingerprint) for s, r in recipes.items() if s != PRETRAIN],
-        )
-        for seed in range(count)  # seed by seed: a study stopped early is still balanced
-        for name in costs
-    ]
     return Plan(
         grid=grid,
         size=size,
         recipe=recipe,
         seeds=count,
-        trials=trials,
+        trials=[
+            _make_trial(name, grid.cells[name], seed, recipes, looks, registry)
+            for seed in range(count)  # seed by seed: a study stopped early is still balanced
+            for name in costs
+        ],
         costs=costs,
         skipped=skipped,
         same=same,
@@ -129,6 +110,37 @@ def make_plan(
         },
         registry=registry,
     )
+
+
+def _make_grid(
+    name: str, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
+) -> Grid:
+    """Return a named grid with the user's settings, fit for a checkpoint to start from, if any."""
+    _refuse_varied(settings)
+
+    def change(cell: CoCaConfig) -> CoCaConfig:
+        return normalise(swap(cell, settings), registry)
+
+    origin = read_cell(Path(initial)) if initial else None
+    grid = make_grid(name, size, registry, change, origin)
+    if origin is not None:
+        for cell in grid.cells.values():
+            require_same_sizes(origin, cell)
+    return grid
+
+
+def _make_trial(
+    name: str,
+    cell: CoCaConfig,
+    seed: int,
+    recipes: Mapping[str, Recipe],
+    looks: Mapping[str, Look],
+    registry: Registry,
+) -> Trial:
+    """Return a cell's trial of one seed through all stages."""
+    later = [(s, r, looks[s].fingerprint) for s, r in recipes.items() if s != PRETRAIN]
+    first = looks[PRETRAIN].fingerprint
+    return make_trial(name, cell, recipes[PRETRAIN], seed, first, registry, later)
 
 
 def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -168,7 +168,7 @@ def test_plan_prints_and_writes_nothing(
     (["--set", "temperature=inf"], "temperature must be above 0 and finite"),
     (["--set", "beta2=1.0"], "beta2 must be at least 0 and below 1"),
     (["--set", "stpes=3"], "no field named"),
-    (["--set", "label_smoothing=0.1", "--set", "caption_weight=0"], "label_smoothing has no effect"),
+    (["--set", "label_smoothing=0.1", "--set", "caption_weight=0"], "smoothing has no effect"),
     (["--set", "finetune.stpes=3"], "did you mean .steps."),
     (["--stages", "pretrain,finetune:icnos"], "did you mean .icons."),
     (["--set", "caption_weight=0", "--set", "contrastive_weight=0"], "nothing to learn"),
