@@ -107,8 +107,6 @@ class GroupedQueryAttention(nn.Module):
             if cache is not None:
                 k, v = cache.extend(k, v)
         bias = None if positions is None else positions.bias(q.shape[-2], k.shape[-2])
-        if self.kv_heads != self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         y = attend(q, k, v, causal=self.causal, bias=bias, backend=self.backend)  # [b h n e]
         merged = y.transpose(1, 2).flatten(2)  # [b n d]
         if self.gate is not None:
@@ -117,9 +115,12 @@ class GroupedQueryAttention(nn.Module):
         return out
 
     def _keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values [b g m e] of the g heads that share them."""
+        """Return keys and values [b h m e], shared ones repeated: positions may differ by head."""
         k, v = (split_heads(t, self.kv_heads) for t in self.key_value(source).chunk(2, dim=-1))
-        return _unit_rms(k, self.key_gain), v
+        k = _unit_rms(k, self.key_gain)
+        if self.kv_heads != self.heads:
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+        return k, v
 
 
 class MultiHeadAttention(GroupedQueryAttention):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from samples import small
@@ -242,6 +244,41 @@ def test_cls_behind_the_padding_sees_what_it_should(place: str) -> None:
 
     seen = [column for column in range(9) if moves(column)]
     assert seen == ([0, 1, 2, 3, 4] if place == "end" else [0, 1, 2, 3, 4, 5])
+
+
+COMBINED = ("norm", "ffn", "position", "attention", "pooling")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("norm", REGISTRY.names("norm"))
+def test_every_combination_of_blocks_keeps_the_properties(norm: str) -> None:
+    """All that the tests above ask of single swaps, of all combinations in all towers at once."""
+    images, tokens, lengths = inputs((7, 4))
+    changed = tokens.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 400
+    close, combinations = {"atol": 1e-4, "rtol": 1e-4}, 0
+    for blocks in itertools.product([norm], *(REGISTRY.names(kind) for kind in COMBINED[1:])):
+        cell = small()
+        for kind, name in zip(COMBINED, blocks, strict=True):
+            spelled = f"{name}(queries=4)" if name in ("cascade", "parallel", "single") else name
+            cell = with_field(cell, f"{'image' if kind == 'pooling' else '*'}.{kind}", spelled)
+        model = CoCa(cell)
+        out = model(images, tokens, lengths)
+        loss = contrastive_loss(out.embeddings, torch.arange(2))
+        (loss + captioning_loss(out.states, model.head, tokens, lengths)).backward()
+        dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not dead, (blocks, dead)
+        with torch.no_grad():
+            wider = model(images, torch.nn.functional.pad(changed, (0, 4)), lengths)
+            alone = model(images[:1], tokens[:1], lengths[:1])
+        torch.testing.assert_close(wider.states[:, :3], out.states[:, :3].detach(), **close)
+        torch.testing.assert_close(wider.embeddings.image, out.embeddings.image.detach(), **close)
+        assert not torch.allclose(wider.embeddings.text, out.embeddings.text.detach(), atol=1e-6)
+        torch.testing.assert_close(alone.embeddings.text, out.embeddings.text[:1].detach(), **close)
+        torch.testing.assert_close(alone.states, out.states[:1].detach(), **close)
+        combinations += 1
+    assert combinations == 5 * 7 * 3 * 5
 
 
 @pytest.mark.slow
