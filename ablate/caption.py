@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablate.captioner import SEARCH, Captioner
-from ablate.data.images import Pixels, Undecodable, decode
+from ablate.captioner import SEARCH, Captioner, read_picture
 from assemblies import Decoding
 from blocks import UsageError, default_registry
 from blocks.errors import Parser
@@ -58,7 +57,7 @@ def _main(options: argparse.Namespace) -> int:
         options.beams = SEARCH.beams if options.temperature == 0 else 1
     decoding = Decoding(**{name: getattr(options, name) for name in names})
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
-    found = [(path, _read(path, captioner.size)) for path in options.images]
+    found = [(path, read_picture(path, captioner.size)) for path in options.images]
     pictures = [(path, image) for path, image in found if not isinstance(image, str)]
     said = captioner.caption([image for _, image in pictures], decoding)
     for (path, _), caption in zip(pictures, said, strict=True):
@@ -68,16 +67,6 @@ def _main(options: argparse.Namespace) -> int:
         if isinstance(image, str):
             print(f"error: {str(path)!r}: {image}", file=sys.stderr)
     return DONE if len(pictures) == len(found) else SOME_FAILED
-
-
-def _read(path: Path, size: int) -> Pixels | str:
-    """Return a picture, or why there is none."""
-    try:
-        return decode(path.read_bytes(), size)
-    except OSError as error:
-        return error.strerror or "cannot be read"
-    except Undecodable as reason:
-        return str(reason)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ablate.data.batches import pad, to_floats
-from ablate.data.images import Pixels
+from ablate.data.images import Pixels, Undecodable, decode
 from ablate.data.tokenizer import encode, marks_of, read_tokenizer
 from assemblies import CoCa, Decoding, generate, load
 from assemblies.checkpoint import TOKENIZER
@@ -20,6 +20,16 @@ from blocks import Registry
 BATCH = 64
 # Of greedy and beams of 4 and 8 with four penalties, the best CIDEr on validation (docs/log.md).
 SEARCH = Decoding(beams=8, length_penalty=0.7, minimum=2)
+
+
+def read_picture(path: Path, size: int) -> Pixels | str:
+    """Return a picture [s s 3] from a file, or why there is none."""
+    try:
+        return decode(path.read_bytes(), size)
+    except OSError as error:
+        return error.strerror or "cannot be read"
+    except Undecodable as reason:
+        return str(reason)
 
 
 class Captioner:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ablate.data.tokenizer import read_tokenizer
+from ablate.data.tokenizer import read_tokenizer, require_ids
 from assemblies.checkpoint import save
 from assemblies.interop import for_plain_pixels, from_open_clip
 from blocks import UsageError
@@ -49,9 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(
                 f"{str(options.out)!r} holds a checkpoint already; name another folder"
             )
+        tokenizer = read_tokenizer(options.tokenizer)
         state = read_state(options.weights)
         model = from_open_clip(state, legacy_cls_mask=not options.correct_cls_mask)
-        tokenizer = read_tokenizer(options.tokenizer, model.cell.vocabulary)
+        require_ids(tokenizer, model.cell.vocabulary, options.tokenizer)
         model = for_plain_pixels(model)
         save(model.cell, model.state_dict(), options.out, tokenizer=tokenizer.to_str())
     except UsageError as error:
@@ -71,9 +72,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
-        raise UsageError(f"cannot read weights {str(path)!r}: {reason}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError):
+        raise UsageError(
+            f"cannot read weights {str(path)!r}: neither safetensors nor a file of tensors alone "
+            "(a pickle with code in it is not run)"
+        ) from None
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{str(path)!r} holds no state dict")

@@ -17,7 +17,8 @@ from ablate.data import mixed_order, open_pairs
 from ablate.files import atomic
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.report import METRICS, Report
+from ablate.report import FINETUNED, METRICS, Report, stages_of
+from ablate.trial import Stage
 
 COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
 GREY = "#5b6470"
@@ -29,24 +30,29 @@ def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
     found = [
         _save(figure, ledger.directory / name)
         for name, figure in (
-            ("effects.png", forest(report)),
+            ("effects.png", forest(report, "", stages_of(plan)[0].name)),
+            ("effects-finetuned.png", forest(report, FINETUNED, "mean over the fine-tunings")),
             ("curves.png", curves(plan, ledger)),
-            ("captions.png", captions(plan, ledger)),
+            *(
+                (f"captions{f'-{s.prefix[:-1]}' * s.is_finetuning}.png", captions(plan, ledger, s))
+                for s in stages_of(plan)
+            ),
         )
         if figure is not None
     ]
     return found
 
 
-def forest(report: Report) -> Figure | None:
-    """Return each contrast's improvement with its interval, one panel per metric."""
-    names = list(dict.fromkeys(e.contrast for e in report.effects if e.seeds))
+def forest(report: Report, prefix: str, what: str) -> Figure | None:
+    """Return each contrast's improvement with its interval, one panel per metric of a stage."""
+    shown = {prefix + metric for metric in METRICS}
+    names = list(dict.fromkeys(e.contrast for e in report.effects if e.seeds and e.metric in shown))
     if not names:
         return None
     figure = Figure(figsize=(11, 0.9 + 0.34 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
     for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        for e in (e for e in report.effects if e.metric == metric and e.seeds):
+        for e in (e for e in report.effects if e.metric == prefix + metric and e.seeds):
             row, colour = names.index(e.contrast), COLOURS.get(e.verdict, GREY)
             if math.isfinite(e.low):
                 panel.plot([e.low, e.high], [row, row], color=colour, linewidth=2)
@@ -58,7 +64,9 @@ def forest(report: Report) -> Figure | None:
         panel.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(names)), names, fontsize=9)
     panels[0].invert_yaxis()
-    figure.supxlabel("improvement in % with 95% interval; right of zero is better", fontsize=9)
+    figure.supxlabel(
+        f"{what}: improvement in % with 95% interval; right of zero is better", fontsize=9
+    )
     return figure
 
 
@@ -94,8 +102,8 @@ def curves(plan: Plan, ledger: Ledger) -> Figure | None:
     return figure
 
 
-def captions(plan: Plan, ledger: Ledger) -> Figure | None:
-    """Return ten held-out pictures with a model's caption and, in grey, a person's.
+def captions(plan: Plan, ledger: Ledger, stage: Stage) -> Figure | None:
+    """Return ten held-out pictures of a stage with a model's caption and, in grey, a person's.
 
     The model is the last finished one of the primary contrast's candidate, the pictures are the
     first ten of the test split in its fixed, mixed order: neither is chosen by its looks.
@@ -104,24 +112,27 @@ def captions(plan: Plan, ledger: Ledger) -> Figure | None:
     trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
     if not trials or not trials[-1].cell.captions:
         return None
-    captioner = Captioner.open(ledger.folder(trials[-1]) / "model", plan.registry)
-    pairs = open_pairs(plan.recipe.data, captioner.size)
+    folder = ledger.folder(trials[-1]) / trials[-1].stages[stages_of(plan).index(stage)].folder
+    captioner = Captioner.open(folder / "model", plan.registry)
+    pairs = open_pairs(stage.recipe.data, captioner.size)
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
     shown = order[:PICTURES]
     said = captioner.caption([pairs.images[i] for i in shown], SEARCH)
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, PICTURES // 2).flat
     for panel, row, text in itertools.zip_longest(panels, shown, said):
-        panel.axis("off")
+        panel.set_xticks([])
+        panel.set_yticks([])
+        panel.spines[:].set_visible(False)
         if row is None:
             continue
         panel.imshow(pairs.images[row], interpolation="nearest")
         panel.set_title(_folded(text or "(nothing)"), fontsize=9)
-        truth = _folded(pairs.captions[row][0])
-        panel.text(0.5, -0.04, truth, color=GREY, fontsize=8, ha="center", va="top",
-                   transform=panel.transAxes)  # fmt: skip
+        panel.set_xlabel(_folded(pairs.captions[row][0]), color=GREY, fontsize=8)
     figure.suptitle(
-        f"{wanted}, seed {trials[-1].seed}: its caption above, a person's below", fontsize=10
+        f"{wanted}, seed {trials[-1].seed}, {stage.name} ({stage.recipe.data}): "
+        "its caption above, a person's below",
+        fontsize=10,
     )
     return figure
 

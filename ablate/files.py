@@ -13,6 +13,8 @@ from typing import Any
 
 import platformdirs
 
+from blocks import UsageError
+
 UMASK = os.umask(0)
 os.umask(UMASK)
 
@@ -58,8 +60,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote, or None where there is no such file."""
+    """Read what `write_json` wrote, or None where there is no such file.
+
+    Raises `UsageError` that names a file which is there and cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error}") from None

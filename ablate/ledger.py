@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ablate.files import read_json, write_text
-from ablate.stages import read_curve, shown
+from ablate.files import write_text
+from ablate.stages import read_curve, read_record, shown
 from ablate.trial import Stage, Trial
 from blocks import UsageError
 
@@ -33,8 +33,7 @@ class Ledger:
 
     def record(self, trial: Trial, stage: Stage) -> dict[str, Any] | None:
         """Return the record of a finished stage, or None."""
-        found = read_json(self.folder(trial) / stage.folder / "result.json")
-        return None if found is None or found.get("key") != stage.key else dict(found)
+        return read_record(self.folder(trial) / stage.folder, stage)
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
         """Return the last stage's record if all stages are finished, or None."""

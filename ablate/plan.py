@@ -88,8 +88,7 @@ def make_plan(
         raise UsageError(f"{PREFIX}{next(iter(later))} is set, but nothing is fine-tuned")
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
     looks = _look_at_data(recipes, next(iter(grid.cells.values())))
-    tokens = max(look.tokens for look in looks.values())
-    costs, skipped, same = _price(grid, recipe, tokens, registry)
+    costs, skipped, same = _price(grid, recipe, looks[PRETRAIN].tokens, registry)
     count = seeds or grid.seeds
     return Plan(
         grid=grid,
@@ -283,7 +282,8 @@ def describe(plan: Plan) -> str:
     foot += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
     foot += [
         "",
-        f"with {plan.seeds} seeds no two-sided p can be below {smallest_p(plan.seeds):.3g}",
+        f"with {plan.seeds} seed{'s' * (plan.seeds > 1)} no two-sided p can be below "
+        f"{smallest_p(plan.seeds):.3g}",
     ]
     return "\n".join([*head, "", *_align(rows), *foot])
 

@@ -139,7 +139,7 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     tuned = words(FINETUNED)
     sentences = [
         f"{primary}: improvement in {words('')}, over {_count(seeds)}.",
-        f"Mean over {len(stages_of(plan)) - 1} fine-tunings: {tuned}." if tuned else "",
+        f"Mean over fine-tunings ({len(stages_of(plan)) - 1}): {tuned}." if tuned else "",
         _which_helped([e for e in found if e.metric == "coca" and e.contrast != primary]),
         f"Verdicts go by the t test's adjusted p. A sign-flip test, which assumes nothing, cannot "
         f"go below p = {smallest_p(seeds):.3g} with {_count(seeds)}.",
@@ -162,6 +162,10 @@ def _which_helped(found: Sequence[Effect]) -> str:
         (e for e in singles if e.verdict in ("improved", "worse")), key=lambda e: -e.estimate
     )
     named = ", ".join(f"{e.contrast} {e.estimate:+.2f}% ({e.verdict})" for e in clear)
+    if best.estimate <= 0:
+        return (
+            f"In CoCa loss no single swap improves; the best is {best.contrast} ({_percent(best)})."
+        )
     return (
         f"In CoCa loss the best single swap is {best.contrast} ({_percent(best)}); "
         f"swaps with a clear effect: {named or 'none'}."
@@ -229,7 +233,7 @@ def _effect_table(plan: Plan, found: Sequence[Effect], title: str, prefix: str) 
 
 def _cell_of(effect: Effect) -> str:
     if not effect.seeds:
-        return "no pair"
+        return "-"
     p = f" p={effect.p_adjusted:.2g}" if math.isfinite(effect.low) else ""
     return _percent(effect).replace("%", "") + p
 
@@ -295,6 +299,7 @@ def _notes(plan: Plan, ledger: Ledger) -> list[str]:
         + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(stage.recipe).items())
         for stage in stages_of(plan)
     ]
+    notes += _early_stops(plan, ledger)
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "mlflow"))
     notes += [
         f"Size {plan.size}, {_count(plan.seeds)}. Recipe of {'; of '.join(recipes)}.",
@@ -305,6 +310,18 @@ def _notes(plan: Plan, ledger: Ledger) -> list[str]:
         f"trained on {', '.join(sorted(_machines(plan, ledger))) or 'nothing yet'}.",
     ]
     return notes
+
+
+def _early_stops(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return which stages ran out of patience: their cells were trained for other lengths."""
+    found = [
+        f"{trial.name} seed {trial.seed} {stage.name} at {record['metrics']['last_step']}"
+        for trial in plan.trials
+        for stage in trial.stages
+        if (record := ledger.record(trial, stage))
+        and record["metrics"]["last_step"] < stage.recipe.steps
+    ]
+    return [f"Stopped early, out of patience: {', '.join(found)}."] if found else []
 
 
 def _machines(plan: Plan, ledger: Ledger) -> set[str]:

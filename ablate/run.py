@@ -127,6 +127,13 @@ def run_study(
     resources = choose_resources(gpus_per_trial)
     with ledger.locked():
         refuse_other_study(plan, ledger)
+        if left_out := _left_out(plan, ledger):
+            console.print(
+                f"left out of the report, though this study has it: {', '.join(left_out)} "
+                "(--stages names all sets of a study)",
+                style="yellow",
+                markup=False,
+            )
         _write_study(plan, ledger)
         tracker = Tracker(
             plan, ledger, mlflow, lambda text: console.print(text, style="yellow", markup=False)
@@ -188,6 +195,13 @@ def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
             f"study {str(ledger.directory)!r} was run with {'; '.join(changed)}; "
             "give this one a directory of its own with --study"
         )
+
+
+def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return the fine-tunings that the study had when it last ran and the plan has not."""
+    known = read_json(ledger.directory / "study.json") or {}
+    now = {stage.name for stage in plan.trials[0].stages}
+    return [name for name in known.get("finetunings", {}) if name not in now]
 
 
 def _write_study(plan: Plan, ledger: Ledger) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ablate.captioner import Captioner
+from ablate.captioner import Captioner, read_picture
 from ablate.data.dataset import open_dataset
-from ablate.data.images import Pixels, Undecodable, decode
 from ablate.data.rows import SPLITS
 from ablate.evaluate import evaluate, evaluate_captions
 from ablate.recipe import Recipe
@@ -22,7 +21,7 @@ from ablate.zero_shot import TEMPLATES, accuracy, class_embeddings, read_folder
 from blocks import UsageError, default_registry
 from blocks.errors import Parser, unknown
 
-DONE, BAD_USAGE = 0, 2
+DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,10 +49,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 2 bad usage."""
+    """Run the command line; returns the exit code: 0 done, 1 some pictures failed, 2 bad usage."""
     options = parser().parse_args(arguments)
     try:
-        found = _scores(options)
+        found, unreadable = _scores(options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
@@ -61,27 +60,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(found))
     else:
         print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
-    return DONE
+    for line in unreadable:
+        print(f"error: {line}", file=sys.stderr)
+    return SOME_FAILED if unreadable else DONE
 
 
-def _scores(options: argparse.Namespace) -> dict[str, float]:
+def _scores(options: argparse.Namespace) -> tuple[dict[str, float], list[str]]:
+    """Return the scores asked for, and which pictures could not be read."""
     if not options.data and not options.zero_shot:
         raise UsageError("nothing to score: name --data URI, --zero-shot FOLDER, or both")
     if options.template and not options.zero_shot:
         raise UsageError("--template is for --zero-shot FOLDER")
-    if not options.data and (options.split or options.batch):
+    if not options.data and (options.split is not None or options.batch is not None):
         raise UsageError("--split and --batch are for --data URI")
-    split, batch = options.split or "test", options.batch or 128
+    split = "test" if options.split is None else options.split
+    batch = 128 if options.batch is None else options.batch
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
     found: dict[str, float] = {}
+    unreadable: list[str] = []
     if options.data:
         recipe = Recipe(data=options.data, initial=str(options.checkpoint))
         found |= score(captioner, replace(recipe, evaluation_batch=batch), split)
     if options.zero_shot:
-        found |= zero_shot(captioner, options.zero_shot, options.template or TEMPLATES)
-    return found
+        named, unreadable = zero_shot(captioner, options.zero_shot, options.template or TEMPLATES)
+        found |= named
+    return found, unreadable
 
 
 def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
@@ -100,23 +105,32 @@ def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
     return found
 
 
-def zero_shot(captioner: Captioner, folder: Path, templates: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy of naming the class of each picture in a folder of classes."""
+def zero_shot(
+    captioner: Captioner, folder: Path, templates: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """Return the accuracy of naming the class of each picture in a folder of classes.
+
+    Pictures that cannot be read are left out, and returned by name.
+    """
     if not captioner.model.cell.contrasts:
         raise UsageError("zero-shot classification needs a model with a contrastive objective")
     files, labels, names = read_folder(folder)
     classes = class_embeddings(captioner.embed_texts, names, templates)
-    pictures = [_read(path, captioner.size) for path in files]
-    with torch.no_grad():
-        images = captioner.embed_images(pictures)
-    return accuracy(images, classes, torch.tensor(labels))
-
-
-def _read(path: Path, size: int) -> Pixels:
-    try:
-        return decode(path.read_bytes(), size)
-    except (OSError, Undecodable) as error:
-        raise UsageError(f"cannot read picture {str(path)!r}: {error}") from None
+    found = [
+        (read_picture(path, captioner.size), label)
+        for path, label in zip(files, labels, strict=True)
+    ]
+    pictures = [(image, label) for image, label in found if not isinstance(image, str)]
+    unreadable = [
+        f"{str(path)!r}: {image}"
+        for path, (image, _) in zip(files, found, strict=True)
+        if isinstance(image, str)
+    ]
+    if not pictures:
+        raise UsageError(f"no picture in {str(folder)!r} can be read: {unreadable[0]}")
+    images = captioner.embed_images([image for image, _ in pictures])
+    scores = accuracy(images, classes, torch.tensor([label for _, label in pictures]))
+    return scores, unreadable
 
 
 if __name__ == "__main__":

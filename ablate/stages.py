@@ -18,7 +18,8 @@ from typing import Any
 from ablate.files import read_json, write_json
 from ablate.train import Metrics, Training
 from ablate.trial import Stage, Trial
-from blocks import Registry
+from assemblies.checkpoint import CONFIG
+from blocks import Registry, UsageError
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -46,8 +47,7 @@ def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
 def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -> Iterator[Metrics]:
     """Train a stage and yield its metrics; the last ones are those on the test split."""
     folder = directory / stage.folder
-    finished = read_json(folder / "result.json")
-    if finished is not None and finished["key"] == stage.key:
+    if (finished := read_record(folder, stage)) is not None:
         yield {"step": stage.recipe.steps, **finished["metrics"]}
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,16 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     yield {"step": stage.recipe.steps, **final}
+
+
+def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
+    """Return the record of a finished stage, or None: what is damaged or lost is done again."""
+    try:
+        found = read_json(folder / "result.json")
+    except UsageError:
+        return None
+    whole = isinstance(found, dict) and (folder / "model" / CONFIG).exists()
+    return found if whole and found.get("key") == stage.key else None
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:

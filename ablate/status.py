@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status(study: Path) -> dict[str, Any]:
     """Return the state of a study as plain data: its trials, their stages, steps and failures."""
-    known = read_json(study / "study.json")
+    known = read_json(study / "study.json") if study != Path() else None
     if known is None:
         raise UsageError(f"{str(study)!r} is no study: it has no study.json")
     ledger = Ledger(study)

@@ -60,6 +60,8 @@ def finetunings(
     """
     steps = max(1, recipe.steps // 2)
     own = replace(recipe, steps=steps, lr=recipe.lr / 4, evaluate=min(recipe.evaluate, steps))
+    if "data" in settings:
+        raise UsageError("finetune.data cannot be set: name the sets in --stages")
     own = with_fields(replace(own, initial="", tokenizer=""), settings)
     if own.initial or own.tokenizer:
         raise UsageError("fine-tunings start from their pretraining, with its tokenizer")

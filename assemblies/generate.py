@@ -15,6 +15,8 @@ from assemblies.construct import stream_seed
 from assemblies.layer import LayerCache
 from blocks import UsageError
 
+MOST_BEAMS = 512
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Marks:
@@ -52,10 +54,10 @@ class Decoding:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.beams < 1:
-            raise UsageError(f"beams must be at least 1, got {self.beams}")
-        if not 0 <= self.temperature < math.inf:
-            raise UsageError(f"temperature must be at least 0, got {self.temperature}")
+        if not 1 <= self.beams <= MOST_BEAMS:
+            raise UsageError(f"beams must be at least 1 and at most {MOST_BEAMS}, got {self.beams}")
+        if self.temperature != 0 and not 0.01 <= self.temperature <= 100:
+            raise UsageError(f"temperature must be 0 or from 0.01 to 100, got {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UsageError(
                 f"top_k must be at least 0 and top_p above 0 and at most 1, "
@@ -65,8 +67,8 @@ class Decoding:
             raise UsageError("top_k and top_p choose among draws: set a temperature above 0")
         if self.beams > 1 and self.temperature > 0:
             raise UsageError("beam search looks for the likeliest caption: set temperature to 0")
-        if not math.isfinite(self.length_penalty):
-            raise UsageError(f"length_penalty must be finite, got {self.length_penalty}")
+        if not -10 <= self.length_penalty <= 10:
+            raise UsageError(f"length_penalty must be from -10 to 10, got {self.length_penalty}")
         if self.minimum < 1 or 0 < self.maximum < self.minimum:
             raise UsageError(
                 f"minimum must be at least 1 and at most maximum, got {self.minimum} and "

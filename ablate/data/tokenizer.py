@@ -36,7 +36,7 @@ def open_tokenizer(pairs: Pairs, vocabulary: int) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+def read_tokenizer(path: Path, vocabulary: int | None = None) -> Tokenizer:
     """Return the tokenizer of a `tokenizer.json`; raises `UsageError` if a model cannot use it."""
     if not path.is_file():
         raise UsageError(f"there is no tokenizer {str(path)!r}")
@@ -47,11 +47,17 @@ def read_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
         raise UsageError(f"cannot read tokenizer {str(path)!r}: {error}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    if vocabulary is not None:
+        require_ids(tokenizer, vocabulary, path)
+    return tokenizer
+
+
+def require_ids(tokenizer: Tokenizer, vocabulary: int, path: Path) -> None:
+    """Refuse a tokenizer with more ids than a model has."""
     if tokenizer.get_vocab_size() > vocabulary:
         raise UsageError(
             f"tokenizer {str(path)!r} has {tokenizer.get_vocab_size()} ids, the model {vocabulary}"
         )
-    return tokenizer
 
 
 def marks_of(tokenizer: Tokenizer) -> Marks:

@@ -149,12 +149,19 @@ def test_zero_shot_finds_the_colour(
     arguments = ["--checkpoint", str(trained), "--zero-shot", str(tmp_path / "classes"), "--json"]
     assert score.main([*arguments, "--template", "a {} square", "--template", "a {} bar"]) == 0
     assert json.loads(capsys.readouterr().out)["zero_shot_top1"] > 0.8
+    (tmp_path / "classes/red/bad.png").write_bytes(b"no picture")
+    assert score.main(arguments) == 1
+    found = capsys.readouterr()
+    assert "zero_shot_top1" in found.out
+    assert "bad.png': image cannot be decoded" in found.err
 
 
 @pytest.mark.parametrize(("flags", "message"), [
     ([], "nothing to score"),
     (["--data", "embedded:pictures", "--split", "tset"], "did you mean 'test'"),
     (["--data", "embedded:picture"], "picture"),
+    (["--data", "embedded:stamps", "--batch", "0"], "evaluation_batch must be at least 2"),
+    (["--data", "embedded:stamps", "--split", ""], "no split named ''"),
     (["--zero-shot", "nowhere"], "no such directory"),
     (["--zero-shot", "nowhere", "--split", "val"], "--split and --batch are for --data"),
     (["--data", "embedded:pictures", "--template", "a {}"], "--template is for --zero-shot"),

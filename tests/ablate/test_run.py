@@ -66,7 +66,15 @@ def check_mlflow(tmp_path: Path, trials: int) -> None:
     assert len(children) == trials
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")} == {
         f"report/{name}"
-        for name in ("report.md", "effects.csv", "effects.png", "curves.png", "captions.png")
+        for name in (
+            "report.md",
+            "effects.csv",
+            "effects.png",
+            "effects-finetuned.png",
+            "curves.png",
+            "captions.png",
+            "captions-shapes.png",
+        )
     }
     for child in children:
         assert child.info.status == "FINISHED"

@@ -144,6 +144,17 @@ def test_keys_of_finetunings_hold_the_pretraining(shapes: str, others: list[str]
     assert from_dict(json.loads(json.dumps(to_dict(one)))) == one
 
 
+def test_what_is_damaged_or_lost_is_done_again(
+    shapes: str, others: list[str], tmp_path: Path
+) -> None:
+    job, ledger = trial(shapes, others[:1]), Ledger(tmp_path)
+    expected = finish(job, tmp_path)
+    (ledger.folder(job) / job.stages[1].folder / "result.json").write_text("{bad")
+    shutil.rmtree(ledger.folder(job) / "model")
+    assert ledger.result(job) is None
+    assert finish(job, tmp_path) == expected
+
+
 def test_patience_stops_a_run_that_gets_no_better(shapes: str, tmp_path: Path) -> None:
     recipe = with_fields(
         Recipe(), {"data": shapes, **SHORT, "steps": 40, "evaluate": 20, "patience": 2, "lr": 30.0}
@@ -200,6 +211,8 @@ def test_a_plan_tells_its_stages_and_refuses_what_cannot_be(shapes: str, others:
     assert "then finetune:early" in text
     assert "3 steps of 16 pairs, lr 0.5" in text
     assert {stage.recipe.lr for stage in plan.trials[0].stages[1:]} == {0.5}
+    with pytest.raises(UsageError, match="name the sets in --stages"):
+        planned(shapes, others, **{"finetune.data": "embedded:icons"})
     with pytest.raises(UsageError, match="nothing is fine-tuned"):
         planned(shapes, [], **{"finetune.lr": 0.5})
     with pytest.raises(UsageError, match="did you mean 'lr'"):
@@ -236,7 +249,7 @@ def test_the_report_has_the_papers_table(
     by_metric = {e.metric: e for e in report.effects if e.contrast == "baseline -> grr"}
     mean = (by_metric["early/coca"].estimate + by_metric["late/coca"].estimate) / 2
     assert by_metric["finetune/coca"].estimate == pytest.approx(mean)
-    assert "Mean over 2 fine-tunings" in report.summary
+    assert "Mean over fine-tunings (2)" in report.summary
     assert status.main([str(tmp_path)]) == 0
     assert "4 of 4 trials done, 0 failed; no process is running it" in capsys.readouterr().out
     refuse_other_study(planned(shapes, others[:1]), ledger)  # a set less is the same study
@@ -262,6 +275,12 @@ def test_status_tells_failures_and_half_done_stages(
     assert status.main([str(tmp_path / "nowhere")]) == 2
     assert "is no study" in capsys.readouterr().err
     shutil.copy(tmp_path / "study.json", tmp_path / "old.json")
+    for path in (tmp_path / "study.json", ""):
+        assert status.main([str(path)]) == 2
+        assert "is no study" in capsys.readouterr().err
+    (tmp_path / "study.json").write_text("{bad")
+    assert status.main([str(tmp_path)]) == 2
+    assert "study.json': " in capsys.readouterr().err
     (tmp_path / "study.json").write_text('{"grid": "paper", "trials": {"a": "key"}}')
     assert status.main([str(tmp_path)]) == 2
     assert "another version" in capsys.readouterr().err

@@ -198,8 +198,10 @@ def test_training_mode_comes_back_and_dropout_does_not_act() -> None:
     ({"beams": 2, "temperature": 1.0}, "set temperature to 0"),
     ({"temperature": 1.0, "top_p": 0.0}, "top_p above 0"),
     ({"minimum": 5, "maximum": 3}, "minimum must be at least 1 and at most maximum"),
-    ({"temperature": -1.0}, "temperature must be at least 0"),
-    ({"length_penalty": math.nan}, "length_penalty must be finite"),
+    ({"temperature": -1.0}, "temperature must be 0 or from 0.01 to 100"),
+    ({"temperature": 1e-40}, "temperature must be 0 or from 0.01 to 100"),
+    ({"length_penalty": math.nan}, "length_penalty must be from -10 to 10"),
+    ({"beams": 100_000}, "at most 512"),
 ])  # fmt: skip
 def test_mistakes_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
