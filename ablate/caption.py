@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ablate.best_of import best_of
 from ablate.captioner import SEARCH, Captioner, read_picture
 from assemblies import Decoding
 from blocks import UsageError, default_registry
@@ -31,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--beams", type=int, help=f"1: greedy (default {beams}, or 1 for draws)")
     top.add_argument("--length-penalty", type=float, default=penalty, help=f"default {penalty}")
     top.add_argument("--temperature", type=float, default=0.0, help="above 0: draw (default 0)")
+    top.add_argument(
+        "--best-of", type=int, metavar="N", help="of N draws, the one that fits the picture best"
+    )
     top.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest")
     top.add_argument("--top-p", type=float, default=1.0, help="draw within this probability")
     top.add_argument("--minimum", type=int, default=2, help="tokens with the end mark (default 2)")
@@ -52,14 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
+    chosen = parser().parse_args([str(options.images[0]), "--checkpoint", "-"])
     names = Decoding.__dataclass_fields__.keys() & vars(options).keys()
+    if options.best_of is not None and any(
+        getattr(options, name) != getattr(chosen, name) for name in names
+    ):
+        raise UsageError("--best-of draws in its own way: leave the other decoding options")
     if options.beams is None:
         options.beams = SEARCH.beams if options.temperature == 0 else 1
     decoding = Decoding(**{name: getattr(options, name) for name in names})
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
     found = [(path, read_picture(path, captioner.size)) for path in options.images]
     pictures = [(path, image) for path, image in found if not isinstance(image, str)]
-    said = captioner.caption([image for _, image in pictures], decoding)
+    shown = [image for _, image in pictures]
+    if options.best_of is None or not shown:
+        said = captioner.caption(shown, decoding)
+    else:
+        said = best_of(captioner, shown, options.best_of)
     for (path, _), caption in zip(pictures, said, strict=True):
         line = {"image": str(path), "caption": caption}
         print(json.dumps(line) if options.json else f"{path}: {caption}")

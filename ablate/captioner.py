@@ -54,7 +54,7 @@ class Captioner:
     def caption(self, images: Sequence[Pixels], decoding: Decoding | None = None) -> list[str]:
         """Return a caption for each of some pictures [s s 3]."""
         said: list[str] = []
-        for batch in self._batches(images):
+        for batch in self.batches(images):
             tokens, lengths, _ = generate(
                 self.model, batch, marks=self.marks, decoding=decoding, first=len(said)
             )
@@ -66,7 +66,7 @@ class Captioner:
     @torch.no_grad()
     def embed_images(self, images: Sequence[Pixels]) -> Tensor:
         """Return unit embeddings [n d] of some pictures [s s 3]."""
-        return torch.cat([self.model.encode_image(b).float().cpu() for b in self._batches(images)])
+        return torch.cat([self.model.encode_image(b).float().cpu() for b in self.batches(images)])
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
@@ -78,7 +78,8 @@ class Captioner:
             found.append(self.model.encode_text(tokens.to(self.device), lengths.to(self.device)))
         return torch.cat(found).float().cpu()
 
-    def _batches(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
+    def batches(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
+        """Iterate over pictures [s s 3] as batches of images [b 3 s s]."""
         for start in range(0, len(images), BATCH):
             pixels = np.stack([np.asarray(image) for image in images[start : start + BATCH]])
             yield to_floats(torch.from_numpy(pixels)).to(self.device)

@@ -12,7 +12,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from ablate.captioner import SEARCH, Captioner
+from ablate.best_of import best_of
+from ablate.captioner import Captioner
 from ablate.data import mixed_order, open_pairs
 from ablate.files import atomic
 from ablate.ledger import Ledger
@@ -106,18 +107,19 @@ def captions(plan: Plan, ledger: Ledger, stage: Stage) -> Figure | None:
     """Return ten held-out pictures of a stage with a model's caption and, in grey, a person's.
 
     The model is the last finished one of the primary contrast's candidate, the pictures are the
-    first ten of the test split in its fixed, mixed order: neither is chosen by its looks.
+    first ten of the test split in its fixed, mixed order: neither is chosen by its looks. The
+    caption is the best of many draws by the model's own judgement.
     """
     wanted = next((c.pairs[0][1] for c in plan.contrasts if c.primary), list(plan.costs)[-1])
     trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
-    if not trials or not trials[-1].cell.captions:
+    if not trials or trials[-1].cell.objective != "both":
         return None
     folder = ledger.folder(trials[-1]) / trials[-1].stages[stages_of(plan).index(stage)].folder
     captioner = Captioner.open(folder / "model", plan.registry)
     pairs = open_pairs(stage.recipe.data, captioner.size)
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
     shown = order[:PICTURES]
-    said = captioner.caption([pairs.images[i] for i in shown], SEARCH)
+    said = best_of(captioner, [pairs.images[i] for i in shown])
     figure = Figure(figsize=(11, 6), layout="constrained")
     panels = figure.subplots(2, PICTURES // 2).flat
     for panel, row, text in itertools.zip_longest(panels, shown, said):

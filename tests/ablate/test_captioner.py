@@ -9,13 +9,17 @@ import torch
 from samples import draw, png, shapes_rows, small, write_shard
 
 from ablate import caption, score
+from ablate.best_of import best_of, likelihood
 from ablate.captioner import Captioner
 from ablate.data import open_pairs, open_tokenizer
+from ablate.data.batches import pad
+from ablate.data.images import decode
+from ablate.data.tokenizer import encode
 from ablate.evaluate import evaluate_captions
 from ablate.recipe import Recipe, with_fields
 from ablate.stages import run_trial
 from ablate.trial import make_trial
-from assemblies import CoCa
+from assemblies import CoCa, Decoding, captioning_loss
 from assemblies.checkpoint import save
 from blocks import UsageError, default_registry
 
@@ -53,6 +57,48 @@ def test_a_trained_model_names_what_it_sees(
     assert [line["image"] for line in lines] == [str(path) for path in pictures]
     for line, colour in zip(lines, ("red", "green", "blue"), strict=True):
         assert colour in line["caption"]
+
+
+def test_the_best_of_draws_fits_better_than_a_draw(
+    trained: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner = Captioner.open(trained)
+    shown = [decode(path.read_bytes(), 32) for path in pictures]
+    draws = [captioner.caption(shown, Decoding(temperature=0.4, top_p=0.9, minimum=2, seed=seed))
+             for seed in range(5)]  # fmt: skip
+    chosen = best_of(captioner, shown, 5)
+    assert all(text in [draw[i] for draw in draws] for i, text in enumerate(chosen))
+
+    def value(texts: list[str]) -> torch.Tensor:
+        similarity = (captioner.embed_images(shown) * captioner.embed_texts(texts)).sum(-1)
+        scale = captioner.model.log_scale.detach().exp()
+        return scale * similarity + likelihood(captioner, shown, texts)
+
+    assert all((value(chosen) >= value(draw) - 1e-5).all() for draw in draws)
+    arguments = ["--checkpoint", str(trained), *map(str, pictures), "--best-of", "5", "--json"]
+    assert caption.main(arguments) == 0
+    said = [json.loads(line)["caption"] for line in capsys.readouterr().out.splitlines()]
+    assert said == chosen
+    assert caption.main([*arguments, "--beams", "3"]) == 2
+    assert "leave the other decoding options" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="draws must be at least 1"):
+        best_of(captioner, shown, 0)
+
+
+def test_likelihood_is_the_mean_over_tokens(trained: Path, pictures: list[Path]) -> None:
+    captioner = Captioner.open(trained)
+    shown = [decode(path.read_bytes(), 32) for path in pictures]
+    texts = ["a red square", "green", "a blue bar number 9"]
+    tokens, lengths = pad(encode(captioner.tokenizer, texts, 24), 24)
+    images = torch.cat(list(captioner.batches(shown)))
+    with torch.no_grad():
+        states = captioner.model(images, tokens, lengths).states
+    expected = [
+        -captioning_loss(states[i : i + 1], captioner.model.head, tokens[i : i + 1],
+                         lengths[i : i + 1]) for i in range(3)
+    ]  # fmt: skip
+    found = likelihood(captioner, shown, texts)
+    torch.testing.assert_close(found, torch.stack(expected).detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("flags", [
