@@ -127,6 +127,7 @@ def test_every_parameter_gets_a_gradient(cell: CoCaConfig) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         unused_by_design = name.endswith("positions.table")  # rows behind the captions' ends
+        unused_by_design |= name in NO_EFFECT
         assert unused_by_design or parameter.grad.abs().sum() > 0, name
 
 
@@ -246,6 +247,8 @@ def test_cls_behind_the_padding_sees_what_it_should(place: str) -> None:
     assert seen == ([0, 1, 2, 3, 4] if place == "end" else [0, 1, 2, 3, 4, 5])
 
 
+# One scale for all of a vector that is made a unit vector next: only rounding gives it a gradient.
+NO_EFFECT = {"text.stack.final_norm.scale"}
 COMBINED = ("norm", "ffn", "position", "attention", "pooling")
 
 
@@ -268,7 +271,7 @@ def test_every_combination_of_blocks_keeps_the_properties(norm: str) -> None:
         loss = contrastive_loss(out.embeddings, torch.arange(2))
         (loss + captioning_loss(out.states, model.head, tokens, lengths)).backward()
         dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not dead, (blocks, dead)
+        assert set(dead) <= NO_EFFECT, (blocks, dead)
         with torch.no_grad():
             wider = model(images, torch.nn.functional.pad(changed, (0, 4)), lengths)
             alone = model(images[:1], tokens[:1], lengths[:1])
