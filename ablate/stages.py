@@ -2,8 +2,9 @@
 
 Pretraining writes into the directory itself, each fine-tuning into a folder of its own there:
 ``curve.jsonl`` (metrics by step), ``checkpoint.pt`` while it runs, and at the end ``model/`` (the
-best on validation, a checkpoint folder) and ``result.json``. Killed at any moment, a trial goes on
-from its checkpoint with the numbers that it would have had.
+best on validation, a checkpoint folder), ``examples.safetensors`` (its losses by held-out pair) and
+``result.json``. Killed at any moment, a trial goes on from its checkpoint with the numbers that it
+would have had.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
             saved = time.monotonic()
         yield metrics
     final = training.finish()
-    training.write_model(folder / "model")
+    training.write_model(folder)
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     yield {"step": stage.recipe.steps, **final}

@@ -20,6 +20,7 @@ from ablate.data import TrainBatches
 from ablate.data.batches import Batch, Prefetched
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import evaluate, evaluate_captions
+from ablate.examples import example_losses, outputs_digest, write_examples
 from ablate.files import atomic
 from ablate.recipe import Recipe
 from ablate.trial import Stage, Trial, folder_hash
@@ -85,6 +86,9 @@ class Training:
         self.batches = self.make_batches()
         model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
         self.model = model.to(self.device)
+        self.outputs = outputs_digest(
+            self.model, self.data.splits["val"], self.device, self.autocast
+        )
         self.weights = loss_weights(trial.cell, self.recipe)
         self.optimizer = adamw(self.model, self.recipe)
         self.state = State()
@@ -280,12 +284,16 @@ class Training:
         self.state.best_model = {k: v.cpu() for k, v in self.state.best_model.items()}
 
     def write_model(self, directory: Path) -> None:
-        """Write the best model as a checkpoint folder."""
+        """Write the best model as a checkpoint folder, and its losses by example beside it."""
         tokenizer = self.data.tokenizer.to_str()
-        save(self.trial.cell, self.state.best_model, directory, tokenizer=tokenizer)
+        save(self.trial.cell, self.state.best_model, directory / "model", tokenizer=tokenizer)
+        found = example_losses(
+            self.model, self.data.splits["test"], self.recipe, self.device, self.autocast
+        )
+        write_examples(found, directory)
 
     def record(self, final: Metrics) -> dict[str, Any]:
-        """Return the stage's record."""
+        """Return the stage's record; ``outputs`` tells the untrained model from others."""
         device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
         return {
             "key": self.stage.key,
@@ -294,6 +302,7 @@ class Training:
             "device": device,
             "torch": torch.__version__,
             "origin": self.origin,
+            "outputs": self.outputs,
         }
 
 

@@ -25,6 +25,7 @@ from blocks import Registry, UsageError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
 PLACES = ("data", "initial", "tokenizer")
+MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +71,11 @@ class Trial:
         """Return what identifies the results of all stages."""
         keys = [stage.key for stage in self.stages]
         return keys[0] if len(keys) == 1 else digest(keys)
+
+    @property
+    def pair(self) -> int:
+        """Return the number by which trials of different cells are paired: mostly the seed."""
+        return self.seed % MAX_SEEDS
 
     @property
     def recipe(self) -> Recipe:
@@ -157,14 +163,14 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    from ablate import caption_metrics, captioner, evaluate, stages, train
+    from ablate import caption_metrics, captioner, evaluate, examples, stages, train
     from ablate.data import batches, tokenizer
     from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
     from blocks import attention, auxiliary, kernels, norms, pooling, projections
 
     transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
 
-    ours = (caption_metrics, captioner, evaluate, stages, train, batches, tokenizer)
+    ours = (caption_metrics, captioner, evaluate, examples, stages, train, batches, tokenizer)
     model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
     shared = (auxiliary, attention, kernels, norms, pooling, projections)
     texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]

@@ -43,7 +43,9 @@ class Builder:
 
     def block(self, kind: str, spelling: str, site: Site) -> nn.Module:
         """Build a block for a site; the site's path names its stream and any error."""
-        return self.make(site.path, lambda: self.registry.build(kind, spelling, site))
+        built = self.make(site.path, lambda: self.registry.build(kind, spelling, site))
+        built.__dict__["slot"] = (f"{site.tower}.{kind}", spelling)  # for assemblies.structure
+        return built
 
     def ffn(self, spelling: str, site: Site, ratio: float) -> nn.Module:
         """Build an FFN whose inner width matches a plain MLP of the given ratio in parameters."""

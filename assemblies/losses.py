@@ -24,6 +24,13 @@ def contrastive_loss(
     negatives. ``distributed`` contrasts with the pairs of all ranks; the mean over ranks is then
     the loss, and its gradient the gradient, of the batch of all ranks.
     """
+    return contrastive_losses(embeddings, groups, distributed=distributed).mean()
+
+
+def contrastive_losses(
+    embeddings: Embeddings, groups: Tensor, *, distributed: bool = False
+) -> Tensor:
+    """Return each pair's contrastive loss [b], in nats, among those of its batch."""
     image, text, scale, bias = embeddings
     images, texts, every = image, text, groups
     if distributed:
@@ -40,14 +47,14 @@ def contrastive_loss(
 
 
 def _infonce(scores: Tensor, own: Tensor, same: Tensor) -> Tensor:
-    """Return the mean cross-entropy of one direction (arXiv 2205.01917, eq. 2, halved)."""
-    return F.cross_entropy(scores.masked_fill(same, -math.inf), own)
+    """Return each row's cross-entropy in one direction (arXiv 2205.01917, eq. 2, halved)."""
+    return F.cross_entropy(scores.masked_fill(same, -math.inf), own, reduction="none")
 
 
 def _sigmoid(scores: Tensor, own: Tensor, same: Tensor) -> Tensor:
-    """Return the mean over rows of the summed binary losses (arXiv 2303.15343)."""
+    """Return each row's summed binary losses (arXiv 2303.15343)."""
     sign = torch.full_like(scores, -1.0).scatter(1, own[:, None], 1.0)
-    return -F.logsigmoid(sign * scores).masked_fill(same, 0.0).sum(dim=1).mean()
+    return -F.logsigmoid(sign * scores).masked_fill(same, 0.0).sum(dim=1)
 
 
 def contrastive_chance(groups: Tensor) -> float:
