@@ -74,7 +74,7 @@ def read_examples(folder: Path) -> dict[str, Tensor] | None:
 def outputs_digest(
     model: CoCa, split: EncodedSplit, device: torch.device, autocast: torch.autocast
 ) -> str:
-    """Return a hash of a model's outputs for a few pairs: models that differ at all differ in it."""
+    """Return a hash of a model's outputs for a few pairs: models that differ, differ in it."""
     model.eval()
     count = min(PROBE, len(split))
     batch = split.batch(list(range(count)), [0] * count).to(device)
