@@ -18,8 +18,9 @@ from ablate.data import mixed_order, open_pairs
 from ablate.files import atomic
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.report import FINETUNED, METRICS, Report, stages_of
+from ablate.report import FINETUNED, METRICS, Report
 from ablate.trial import Stage
+from blocks import Registry
 
 COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
 GREY = "#5b6470"
@@ -31,17 +32,25 @@ def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
     found = [
         _save(figure, ledger.directory / name)
         for name, figure in (
-            ("effects.png", forest(report, "", stages_of(plan)[0].name)),
+            ("effects.png", forest(report, "", plan.stages[0].name)),
             ("effects-finetuned.png", forest(report, FINETUNED, "mean over the fine-tunings")),
             ("curves.png", curves(plan, ledger)),
-            *(
-                (f"captions{f'-{s.prefix[:-1]}' * s.is_finetuning}.png", captions(plan, ledger, s))
-                for s in stages_of(plan)
-            ),
         )
         if figure is not None
     ]
-    return found
+    return [*found, *(path for s in plan.stages if (path := captions_file(s, ledger)).exists())]
+
+
+def captions_file(stage: Stage, ledger: Ledger) -> Path:
+    """Return where a stage's contact sheet lies."""
+    return ledger.directory / f"captions{f'-{stage.prefix[:-1]}' * stage.is_finetuning}.png"
+
+
+def draw_captions(plan: Plan, ledger: Ledger, registry: Registry) -> None:
+    """Draw the contact sheet of every stage; needs the data and the blocks, as training does."""
+    for stage in plan.stages:
+        if (figure := captions(plan, ledger, stage, registry)) is not None:
+            _save(figure, captions_file(stage, ledger))
 
 
 def forest(report: Report, prefix: str, what: str) -> Figure | None:
@@ -103,7 +112,7 @@ def curves(plan: Plan, ledger: Ledger) -> Figure | None:
     return figure
 
 
-def captions(plan: Plan, ledger: Ledger, stage: Stage) -> Figure | None:
+def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Figure | None:
     """Return ten held-out pictures of a stage with a model's caption and, in grey, a person's.
 
     The model is the last finished one of the primary contrast's candidate, the pictures are the
@@ -114,8 +123,8 @@ def captions(plan: Plan, ledger: Ledger, stage: Stage) -> Figure | None:
     trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
     if not trials or trials[-1].cell.objective != "both":
         return None
-    folder = ledger.folder(trials[-1]) / trials[-1].stages[stages_of(plan).index(stage)].folder
-    captioner = Captioner.open(folder / "model", plan.registry)
+    folder = ledger.folder(trials[-1]) / trials[-1].stages[plan.stages.index(stage)].folder
+    captioner = Captioner.open(folder / "model", registry)
     pairs = open_pairs(stage.recipe.data, captioner.size)
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
     shown = order[:PICTURES]

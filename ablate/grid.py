@@ -16,11 +16,18 @@ class Contrast:
     """What a change does: candidate against reference, averaged over one or more such pairs.
 
     A single swap has one pair; a main effect of a factorial has one pair per setting of the others.
+    ``fields`` are what the change is declared to change, in every pair and nothing else.
     """
 
     name: str
     pairs: tuple[tuple[str, str], ...]
     primary: bool = False
+    fields: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> set[str]:
+        """Return the cells that are compared."""
+        return set(itertools.chain.from_iterable(self.pairs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +36,7 @@ class Grid:
 
     ``settings`` are changes to the size's recipe, ``seeds`` how many there are
     and ``finetune`` the sources that trials are fine-tuned on, unless asked for otherwise.
+    ``factorial`` names the swaps that are in each cell of a full factorial, if there is one.
     """
 
     name: str
@@ -38,12 +46,12 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     finetune: tuple[str, ...] = ()
+    factorial: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that contrasts speak of cells that exist."""
         for contrast in self.contrasts:
-            for name in itertools.chain.from_iterable(contrast.pairs):
-                assert name in self.cells, f"contrast {contrast.name}: no cell {name}"
+            assert contrast.cells <= set(self.cells), f"contrast {contrast.name}: no cell for it"
         assert sum(contrast.primary for contrast in self.contrasts) <= 1, self.name
 
 

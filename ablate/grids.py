@@ -8,12 +8,18 @@ from dataclasses import replace
 
 from ablate.grid import Contrast, Grid, each, merge, product, swap
 from assemblies import CoCaConfig, preset, with_field
+from assemblies.config import flatten
 from assemblies.presets import GRR, ORIGINAL
 from blocks import BlockSpec, Registry, UsageError, parse
 from blocks.errors import unknown
 
 Change = Callable[[CoCaConfig], CoCaConfig]
-PAPER = Contrast(name="baseline -> grr", pairs=(("baseline", "grr"),), primary=True)
+PAPER = Contrast(
+    name="baseline -> grr",
+    pairs=(("baseline", "grr"),),
+    primary=True,
+    fields=tuple(f"image.{kind}" for kind in GRR),
+)
 
 
 def make_grid(
@@ -36,8 +42,9 @@ def make_grid(
     grid = GRIDS[name](cells, registry)
     base = "checkpoint" if name == "transplant" else "grr"
     added = plugin_cells(base, cells[base], registry)
-    versus = [against(base, cell) for cell in added if cell not in grid.cells]
-    return replace(grid, cells=merge(grid.cells, added), contrasts=(*grid.contrasts, *versus))
+    every = merge(grid.cells, added)
+    versus = [against(base, name, every) for name in added if name not in grid.cells]
+    return replace(grid, cells=every, contrasts=(*grid.contrasts, *versus))
 
 
 def factorial(cells: Mapping[str, CoCaConfig]) -> dict[str, CoCaConfig]:
@@ -57,9 +64,21 @@ def factorial_name(values: tuple[str, ...]) -> str:
     return f"grr-{left_out[0]}" if len(left_out) == 1 else "+".join(["baseline", *new])
 
 
-def against(reference: str, candidate: str, *, name: str = "") -> Contrast:
+def factorial_swaps() -> dict[str, tuple[str, ...]]:
+    """Return the blocks of grr's that are in each cell of the factorial, by cell name."""
+    levels = [(ORIGINAL[kind], GRR[kind]) for kind in GRR]
+    return {
+        factorial_name(values): tuple(value for value in values if value in GRR.values())
+        for values in itertools.product(*levels)
+    }
+
+
+def against(reference: str, candidate: str, cells: Mapping[str, CoCaConfig]) -> Contrast:
     """Return the plain contrast of two cells."""
-    return Contrast(name=name or f"{reference} -> {candidate}", pairs=((reference, candidate),))
+    before, after = flatten(cells[reference]), flatten(cells[candidate])
+    changed = tuple(name for name in {**before, **after} if before.get(name) != after.get(name))
+    pair = (reference, candidate)
+    return Contrast(name=f"{reference} -> {candidate}", pairs=(pair,), fields=changed)
 
 
 def main_effects() -> Iterator[Contrast]:
@@ -71,7 +90,8 @@ def main_effects() -> Iterator[Contrast]:
             for values in itertools.product(*levels)
             if values[i] == old
         )
-        yield Contrast(name=f"{old} -> {new} (main effect)", pairs=pairs)
+        field = f"image.{list(GRR)[i]}"
+        yield Contrast(name=f"{old} -> {new} (main effect)", pairs=pairs, fields=(field,))
 
 
 def plugin_cells(name: str, base: CoCaConfig, registry: Registry) -> dict[str, CoCaConfig]:
@@ -117,7 +137,7 @@ def _pair(name: str, summary: str, cells: Mapping[str, CoCaConfig]) -> Grid:
 def _swaps(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     wanted = ["baseline", *(f"baseline+{block}" for block in GRR.values()), "grr"]
     every = factorial(cells)
-    contrasts = (PAPER, *(against("baseline", name) for name in wanted[1:-1]))
+    contrasts = (PAPER, *(against("baseline", name, every) for name in wanted[1:-1]))
     return Grid(
         name="swaps",
         summary="baseline, each of the three swaps alone, and all together",
@@ -135,22 +155,24 @@ def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
         ]
         axes[f"image.{kind}"] = [s for s in options if s != current]
     swaps = {name_swap("grr", path): cell for path, cell in each(cells["grr"], axes).items()}
+    every = {"baseline": cells["baseline"], "grr": cells["grr"], **swaps}
     return Grid(
         name="each",
         summary="grr, and one swap in its image tower for every known block and swept option",
-        cells={"baseline": cells["baseline"], "grr": cells["grr"], **swaps},
-        contrasts=(PAPER, *(against("grr", name) for name in swaps)),
+        cells=every,
+        contrasts=(PAPER, *(against("grr", name, every) for name in swaps)),
     )
 
 
 def _full(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
-    every = factorial(cells)
-    singles = [against("baseline", name) for name in every if name not in ("baseline", "grr")]
+    every = {**factorial(cells), "original": cells["original"]}
+    singles = [against("baseline", name, every) for name in every if name != "baseline"]
     return Grid(
         name="full",
         summary="the 2x2x2 factorial of the image tower, and original",
-        cells={"baseline": every["baseline"], **every, "original": cells["original"]},
-        contrasts=(PAPER, *main_effects(), *singles, against("baseline", "original")),
+        cells=every,
+        contrasts=(PAPER, *main_effects(), *(c for c in singles if c.pairs != PAPER.pairs)),
+        factorial=factorial_swaps(),
     )
 
 
@@ -167,14 +189,15 @@ def _transplant(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
         for kind, block in new.items()
     }
     every = swap(origin, {f"image.{kind}": block for kind, block in new.items()})
-    together = against("checkpoint", "checkpoint+all")
+    named = {"checkpoint": origin, **singles, "checkpoint+all": every}
+    together = against("checkpoint", "checkpoint+all", named)
     return Grid(
         name="transplant",
         summary="a checkpoint as it is, and with grr's blocks put into its image tower",
-        cells={"checkpoint": origin, **singles, "checkpoint+all": every},
+        cells=named,
         contrasts=(
             replace(together, primary=True),
-            *(against("checkpoint", name) for name in singles),
+            *(against("checkpoint", name, named) for name in singles),
         ),
     )
 

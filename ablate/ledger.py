@@ -60,6 +60,10 @@ class Ledger:
             before += stage.recipe.steps
         return lines
 
+    def losses(self, trial: Trial) -> list[dict[str, float]]:
+        """Return a trial's curve without what depends on the machine's speed."""
+        return [{k: v for k, v in line.items() if "/" in k} for line in self.curve(trial)]
+
     def reached(self, trial: Trial, stage: Stage) -> int:
         """Return how many steps of a stage have been logged."""
         curve = read_curve(self.folder(trial) / stage.folder / "curve.jsonl")

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from ablate.data.dataset import open_dataset
-from ablate.evaluate import references
 from ablate.files import write_text
 from ablate.grids import PAPER
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.recipe import Recipe
 from ablate.statistics import Effect, Losses, effects, smallest_p
 from ablate.trial import Stage
 
@@ -86,12 +83,12 @@ def make_report(plan: Plan, ledger: Ledger) -> Report:
     """Return the report on all trials of the plan that are finished."""
     found = all_effects(plan, ledger)
     return Report(
-        title=f"Study {ledger.directory.name}: grid {plan.grid.name}",
+        title=f"Study {ledger.directory.name}: grid {plan.grid}",
         summary=summarise(plan, found),
         tables=[
             *_paper_tables(plan, found),
             *_effect_tables(plan, found),
-            *(_cell_table(plan, ledger, stage) for stage in stages_of(plan)),
+            *(_cell_table(plan, ledger, stage) for stage in plan.stages),
         ],
         notes=_notes(plan, ledger),
         effects=found,
@@ -106,9 +103,9 @@ def all_effects(plan: Plan, ledger: Ledger) -> list[Effect]:
     results = [(trial, ledger.metrics(trial)) for trial in plan.trials]
 
     def losses(name: str) -> Losses:
-        return {(t.name, t.seed): found[name] for t, found in results if found and name in found}
+        return {(t.name, t.pair): found[name] for t, found in results if found and name in found}
 
-    prefixes = [stage.prefix for stage in stages_of(plan)]
+    prefixes = [stage.prefix for stage in plan.stages]
     found = []
     for metric in METRICS:
         sets = [losses(f"{prefix}test/{metric}") for prefix in prefixes]
@@ -117,11 +114,6 @@ def all_effects(plan: Plan, ledger: Ledger) -> list[Effect]:
         if len(sets) > 1:
             found += effects(plan.contrasts, f"{FINETUNED}{metric}", *sets[1:])
     return found
-
-
-def stages_of(plan: Plan) -> tuple[Stage, ...]:
-    """Return the stages of a plan's trials."""
-    return plan.trials[0].stages
 
 
 def summarise(plan: Plan, found: Sequence[Effect]) -> str:
@@ -139,7 +131,7 @@ def summarise(plan: Plan, found: Sequence[Effect]) -> str:
     tuned = words(FINETUNED)
     sentences = [
         f"{primary}: improvement in {words('')}, over {_count(seeds)}.",
-        f"Mean over fine-tunings ({len(stages_of(plan)) - 1}): {tuned}." if tuned else "",
+        f"Mean over fine-tunings ({len(plan.stages) - 1}): {tuned}." if tuned else "",
         _which_helped([e for e in found if e.metric == "coca" and e.contrast != primary]),
         f"Verdicts go by the t test's adjusted p. A sign-flip test, which assumes nothing, cannot "
         f"go below p = {smallest_p(seeds):.3g} with {_count(seeds)}.",
@@ -185,7 +177,7 @@ def _paper_tables(plan: Plan, found: Sequence[Effect]) -> list[Table]:
     def claimed(claims: dict[str, float]) -> tuple[str, ...]:
         return ("  claimed (arXiv 2507.18009)", *(f"{claims[m]:+.2f}" for m in METRICS), "-")
 
-    first, *later = stages_of(plan)
+    first, *later = plan.stages
     rows = [measured(f"{first.name} {first.recipe.data}", ""), claimed(PAPER_CLAIMS)]
     rows += [measured(f"{stage.name}", stage.prefix) for stage in later]
     if later:
@@ -204,9 +196,9 @@ def _paper_tables(plan: Plan, found: Sequence[Effect]) -> list[Table]:
 
 def _effect_tables(plan: Plan, found: Sequence[Effect]) -> list[Table]:
     """Return all contrasts of the first stage, and of the mean over fine-tunings."""
-    if len(stages_of(plan)) == 1:
+    if len(plan.stages) == 1:
         return [_effect_table(plan, found, "Effects", "")]
-    first = stages_of(plan)[0].name
+    first = plan.stages[0].name
     return [
         _effect_table(plan, found, f"Effects: {first}", ""),
         _effect_table(plan, found, "Effects: mean of the fine-tunings", FINETUNED),
@@ -246,7 +238,7 @@ def _percent(effect: Effect) -> str:
 
 def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
     """Return what the cells reach in a stage, beside what knowing nothing gives."""
-    known = reference_losses(plan, stage.recipe)
+    known = plan.references[stage.name]
     chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
     blank = ("-",) * (len(RECALLS) + 5)
     rows = [("knowing nothing", *chance, *blank)]
@@ -259,7 +251,7 @@ def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
         seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
         rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
     return Table(
-        title="Cells" if len(stages_of(plan)) == 1 else f"Cells: {stage.name}",
+        title="Cells" if len(plan.stages) == 1 else f"Cells: {stage.name}",
         header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
                 "CoCa loss of the last weights", "seeds", "parameters", "train s"),
         rows=rows,
@@ -278,14 +270,6 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
-def reference_losses(plan: Plan, recipe: Recipe) -> dict[str, float]:
-    """Return what knowing nothing gives on the test split of a stage's data."""
-    cell = next(iter(plan.cells.values()))
-    tokenizer = open_dataset(plan.recipe, cell).tokenizer
-    splits = open_dataset(recipe, cell, tokenizer).splits
-    return references(splits["train"], splits["test"], recipe)
-
-
 def _notes(plan: Plan, ledger: Ledger) -> list[str]:
     notes = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
     notes += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
@@ -297,7 +281,7 @@ def _notes(plan: Plan, ledger: Ledger) -> list[str]:
     recipes = [
         f"{stage.name}: "
         + ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(stage.recipe).items())
-        for stage in stages_of(plan)
+        for stage in plan.stages
     ]
     notes += _early_stops(plan, ledger)
     packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "mlflow"))
@@ -305,7 +289,7 @@ def _notes(plan: Plan, ledger: Ledger) -> list[str]:
         f"Size {plan.size}, {_count(plan.seeds)}. Recipe of {'; of '.join(recipes)}.",
         "Paired seeds: a seed gives every cell the same batches, captions, crops and dropout "
         "stream, and bit-identical initial weights in every module that cells share.",
-        f"Data fingerprints {', '.join(s.data_fingerprint[:16] for s in stages_of(plan))}; "
+        f"Data fingerprints {', '.join(s.data_fingerprint[:16] for s in plan.stages)}; "
         f"{packages}; "
         f"trained on {', '.join(sorted(_machines(plan, ledger))) or 'nothing yet'}.",
     ]

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
-from ablate.files import read_json
 from ablate.ledger import Ledger
+from ablate.plan import read_plan
 from ablate.run import make_console
-from ablate.trial import Stage, Trial, from_dict
+from ablate.trial import Stage, Trial
 from blocks import UsageError
 from blocks.errors import Parser
 
@@ -52,19 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def status(study: Path) -> dict[str, Any]:
     """Return the state of a study as plain data: its trials, their stages, steps and failures."""
-    known = read_json(study / "study.json") if study != Path() else None
-    if known is None:
-        raise UsageError(f"{str(study)!r} is no study: it has no study.json")
-    ledger = Ledger(study)
-    try:
-        trials = [from_dict(data) for data in known["trials"].values()]
-    except (UsageError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"study {str(study)!r} was written by another version: {error}") from None
+    plan, ledger = read_plan(study), Ledger(study)
     return {
         "study": str(study),
-        "grid": known["grid"],
+        "grid": plan.grid,
         "running": _is_locked(study),
-        "trials": [_of_trial(trial, ledger) for trial in trials],
+        "trials": [_of_trial(trial, ledger) for trial in plan.trials],
     }
 
 

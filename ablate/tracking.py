@@ -152,8 +152,8 @@ class Tracker:
             "mlflow.runName": study,
             "ablate.role": "study",
             "ablate.study": study,
-            "ablate.grid": self.plan.grid.name,
-            "mlflow.note.content": f"Grid {self.plan.grid.name}: {self.plan.grid.summary}.",
+            "ablate.grid": self.plan.grid,
+            "mlflow.note.content": f"Grid {self.plan.grid}: {self.plan.summary}.",
         }
         run = self.client.create_run(self.known["experiment"], tags=tags)
         return str(run.info.run_id)

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from samples import SMALL
 
+from ablate.plan import write_plan
+from ablate.planner import make_plan
 from ablate.run import main, parse_settings
-from blocks import UsageError
+from blocks import UsageError, default_registry
 
 DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")
 SETTINGS = {**SMALL, "steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch": 16}
@@ -152,7 +154,7 @@ def test_plan_prints_and_writes_nothing(
 ) -> None:
     assert main([*arguments(shapes, tmp_path, grid="swaps"), "--plan"]) == 0
     shown = capsys.readouterr().out
-    assert "5 cells x 3 seeds = 15 trials" in shown
+    assert "6 cells x 3 seeds = 18 trials" in shown
     assert not (tmp_path / "study").exists()
     assert not (tmp_path / "mlflow.db").exists()
 
@@ -232,9 +234,9 @@ def test_settings_are_literals_or_text() -> None:
 def test_another_study_in_the_directory_is_refused(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "study").mkdir()
-    known = {"grid": "paper", "size": "nano", "recipe": {"steps": 7}}
-    (tmp_path / "study/study.json").write_text(json.dumps(known))
+    settings = {**SETTINGS, "steps": 7, "data": shapes}
+    plan = make_plan("paper", "nano", 1, settings, default_registry(), [])
+    write_plan(plan, tmp_path / "study", {})
     assert main(arguments(shapes, tmp_path)) == 2
     assert "was run with " in (error := capsys.readouterr().err)
     assert "steps=7, now 6" in error

@@ -11,11 +11,13 @@ from samples import SMALL, shapes_rows, small, write_shard
 
 from ablate import status
 from ablate.data import open_pairs
+from ablate.launch import refuse_other_study
 from ablate.ledger import Ledger
-from ablate.plan import describe, make_plan
+from ablate.plan import write_plan
+from ablate.planner import make_plan
+from ablate.preview import describe
 from ablate.recipe import Recipe, with_fields
 from ablate.report import make_report
-from ablate.run import _write_study, refuse_other_study
 from ablate.stages import run_trial
 from ablate.train import Training
 from ablate.trial import Trial, from_dict, make_trial, to_dict
@@ -231,7 +233,7 @@ def test_the_report_has_the_papers_table(
     shapes: str, others: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, ledger = planned(shapes, others), Ledger(tmp_path)
-    _write_study(plan, ledger)
+    write_plan(plan, tmp_path, {})
     for job in plan.trials[:-1]:
         finish(job, tmp_path)
     assert status.main([str(tmp_path), "--json"]) == 0
@@ -261,7 +263,7 @@ def test_status_tells_failures_and_half_done_stages(
     shapes: str, others: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, ledger = planned(shapes, others), Ledger(tmp_path)
-    _write_study(plan, ledger)
+    write_plan(plan, tmp_path, {})
     running = run_trial(plan.trials[0], ledger.folder(plan.trials[0]), REGISTRY)
     next(running), next(running)
     ledger.folder(plan.trials[1]).mkdir(parents=True)

@@ -1,0 +1,172 @@
+"""Runs or continues a planned study: trials, MLflow, the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ablate import progress
+from ablate.figures import draw_captions
+from ablate.ledger import Ledger
+from ablate.plan import FILE, Plan, read_plan, write_plan
+from ablate.provenance import launch_note
+from ablate.report import Report, make_report, write_report
+from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.trial import Trial
+from blocks import UsageError, default_registry
+
+DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Watchers:
+    """Passes what happens on to the terminal and to MLflow."""
+
+    def __init__(self, bar: progress.ProgressWatcher, tracker: Tracker) -> None:
+        self.bar, self.tracker = bar, tracker
+
+    def started(self, trial: Trial) -> None:
+        """A trial begins or goes on."""
+        self.bar.started(trial)
+        self.tracker.started(trial)
+
+    def measured(self, trial: Trial, metrics: dict[str, float]) -> None:
+        """A trial has new metrics."""
+        self.bar.measured(trial, metrics)
+        self.tracker.measured(trial, metrics)
+
+    def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
+        """A trial has its result."""
+        self.bar.finished(trial, metrics)
+        self.tracker.finished(trial, metrics)
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """A trial has failed for good."""
+        self.bar.failed(trial, reason)
+        self.tracker.failed(trial, reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a study is run: what changes none of its numbers.
+
+    ``arguments`` are those of the command, for the record.
+    """
+
+    arguments: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    mlflow: str = DEFAULT_STORE
+    gpus_per_trial: float | None = None
+
+
+def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
+    """Run what is left of a plan, write the report, and return the exit code."""
+    from ablate.execute import choose_resources, execute
+
+    def say(text: str) -> None:
+        console.print(text, style="yellow", markup=False)
+
+    resources = choose_resources(launch.gpus_per_trial)
+    with ledger.locked():
+        refuse_other_study(plan, ledger)
+        if left_out := _left_out(plan, ledger):
+            say(
+                f"left out of the report, though this study has it: {', '.join(left_out)} "
+                "(--stages names all sets of a study)"
+            )
+        write_plan(plan, ledger.directory, launch_note(launch.arguments))
+        tracker = Tracker(plan, ledger, launch.mlflow, say)
+        tracker.open()
+        left = [trial for trial in plan.trials if ledger.result(trial) is None]
+        done = len(plan.trials) - len(left)
+        if done:
+            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
+        with progress.ProgressWatcher(left, done=done, console=console) as bar:
+            watchers = Watchers(bar, tracker)
+            execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+        draw_captions(plan, ledger, default_registry(launch.plugins))
+        report = make_report(plan, ledger)
+        paths = write_report(report, plan, ledger)
+        unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
+        tracker.close(report.effects, paths, complete=not unfinished)
+    if len(unfinished) < len(plan.trials):
+        show(report, console)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
+    where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
+    console.print(where, highlight=False, markup=False, soft_wrap=True)
+    return _conclude(unfinished, ledger, console)
+
+
+def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> int:
+    failed = [trial for trial in unfinished if ledger.failure(trial) is not None]
+    if len(failed) < len(unfinished):
+        console.print(
+            f"stopped with {len(unfinished) - len(failed)} trials left; "
+            "the same command goes on from here",
+            style="yellow",
+        )
+        return INTERRUPTED
+    if failed:
+        console.print(
+            f"{len(failed)} trial{'s' if len(failed) > 1 else ''} failed "
+            f"(see {ledger.directory}/trials/*/error.txt); the same command tries them again",
+            style="red",
+        )
+        return SOME_FAILED
+    return DONE
+
+
+def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
+    """Refuse a directory that holds another study, whose report would be overwritten."""
+    if not (ledger.directory / FILE).exists():
+        return
+    before, now = _identity(read_plan(ledger.directory)), _identity(plan)
+    # Another set to fine-tune on may be added, or left out, any time: only shared stages count.
+    shared = before.keys() & now.keys()
+    changed = [f"{k}={before[k]!r}, now {now[k]!r}" for k in shared if before[k] != now[k]]
+    if changed:
+        raise UsageError(
+            f"study {str(ledger.directory)!r} was run with {'; '.join(sorted(changed))}; "
+            "give this one a directory of its own with --study"
+        )
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """Return what makes a study another one, by name."""
+    found: dict[str, Any] = {"grid": plan.grid, "size": plan.size}
+    declared = plan.primary.name if plan.primary else ""
+    found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
+    found["smallest_effect"] = plan.smallest_effect
+    for stage in plan.stages:
+        prefix = f"{stage.name} " if stage.is_finetuning else ""
+        found |= {f"{prefix}{k}": v for k, v in dataclasses.asdict(stage.recipe).items()}
+    return found
+
+
+def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return the fine-tunings that the study had when it last ran and the plan has not."""
+    if not (ledger.directory / FILE).exists():
+        return []
+    now = {stage.name for stage in plan.stages}
+    return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report's summary and tables."""
+    for table in report.tables:
+        grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+        for i, name in enumerate(table.header):
+            grid.add_column(name, justify="left" if i == 0 else "right")
+        for row in table.rows:
+            grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+        console.print()
+        console.print(grid)
+    for note in report.notes:
+        if note.startswith(("Skipped", "No result", "Data:")):
+            console.print(note, highlight=False, markup=False)
+    console.print()
+    console.print(report.summary, highlight=False, markup=False)

@@ -1,0 +1,66 @@
+"""Where numbers come from: code, versions and machine, as a study's plan notes them."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("coca-blocks", "torch", "ray", "optuna", "mlflow", "numpy", "scipy", "tokenizers")
+
+
+def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what is to be known of one launch of a study, as plain data."""
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    return {
+        "date": now.isoformat(),
+        "command": shlex.join(["python", "-m", "ablate.run", *arguments]),
+        "git": git_state(Path(__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(),
+    }
+
+
+def device_name() -> str:
+    """Return the name of the device that trials train on."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"cpu ({platform.processor() or platform.machine()})"
+
+
+def git_state(directory: Path) -> str:
+    """Return the commit that a directory is at, ``+changes`` if edited, or "no repository"."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(directory), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return f"{commit}+changes" if ask("status", "--porcelain", "-uno") else commit
+    except (OSError, subprocess.SubprocessError):
+        return "no repository"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
+
+
+def command_line() -> list[str]:
+    """Return the arguments that this process was given."""
+    return sys.argv[1:]
