@@ -31,7 +31,8 @@ class Plan:
     one turned out to equal; contrasts that need a missing cell are dropped. ``factorial`` names the
     swaps that are in each cell of a full factorial, if the grid holds one. ``noise`` is the A/A
     contrast, if there is one. ``references`` are, by stage, the test losses of knowing nothing;
-    ``blocks`` the hash of the source of every block used, by spelling.
+    ``blocks`` the hash of the source of every block used, by spelling, and ``code`` that of what
+    assembles and trains.
     """
 
     grid: str
@@ -48,6 +49,7 @@ class Plan:
     data_skipped: dict[str, int] = field(default_factory=dict)
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     blocks: dict[str, str] = field(default_factory=dict)
+    code: str = ""
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
     exploratory: bool = False

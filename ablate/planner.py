@@ -21,7 +21,7 @@ from ablate.plan import AGAIN, Plan
 from ablate.proof import prove_swaps
 from ablate.recipe import RECIPES, Recipe, with_fields
 from ablate.train import loss_weights
-from ablate.trial import MAX_SEEDS, PRETRAIN, Trial, make_trial
+from ablate.trial import MAX_SEEDS, PRETRAIN, Trial, code_hash, make_trial
 from ablate.workflow import PREFIX, finetunings
 from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
 from assemblies.checkpoint import read_cell
@@ -107,6 +107,7 @@ def make_plan(
         },
         references={stage: look.references for stage, look in looks.items()},
         blocks=_block_hashes([grid.cells[name] for name in costs], registry),
+        code=code_hash(),
         smallest_effect=declared.smallest_effect,
         looks=declared.looks,
         exploratory=declared.exploratory,

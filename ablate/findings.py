@@ -1,0 +1,201 @@
+"""All that a study has found, as numbers: what reports, tables and notebooks are made of."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ablate.effects import Effect, Losses, Rule, effects, missing
+from ablate.examples import read_examples
+from ablate.factorial import Attribution, attribute
+from ablate.grid import Contrast
+from ablate.ledger import Ledger
+from ablate.plan import Plan
+from ablate.proof import prove_results
+from ablate.statistics import clustered_error, t_quantile
+from ablate.trial import Trial
+
+# The metrics of arXiv 2507.18009, all losses: lower is better. The last one decides.
+METRICS = {"contrastive": "contrastive loss", "perplexity": "perplexity", "coca": "CoCa loss"}
+DECISIVE = "coca"
+FINETUNED = "finetune/"  # before the name of a metric averaged over the fine-tunings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleEffect:
+    """A contrast's improvement in percent, with what held-out examples add to its uncertainty.
+
+    ``seed_error`` is the standard error over seeds, ``example_error`` that over examples, clustered
+    by caption (or by batch, for contrastive losses), ``error`` the two-way clustered one, and the
+    interval is made of that: it is for other seeds and other examples.
+    """
+
+    contrast: str
+    metric: str
+    seeds: int
+    examples: int
+    clusters: int
+    estimate: float
+    seed_error: float
+    example_error: float
+    error: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a study has found; ``noise`` are the A/A contrast's effects, ``attributions`` by metric.
+
+    ``problems`` names, in words, every pair of trials that a contrast could not use, and why.
+    """
+
+    effects: list[Effect]
+    noise: list[Effect]
+    attributions: dict[str, Attribution]
+    examples: list[ExampleEffect]
+    problems: list[str]
+
+    def of(self, contrast: str, metric: str = DECISIVE) -> Effect | None:
+        """Return a contrast's effect, or None where no seed has it."""
+        found = [e for e in self.effects if (e.contrast, e.metric) == (contrast, metric)]
+        return found[0] if found and found[0].seeds else None
+
+
+def make_findings(plan: Plan, ledger: Ledger) -> Findings:
+    """Return what the ledger's finished trials show; raises where a swap did not happen."""
+    unproven = prove_results(plan, ledger)
+    rule = Rule(smallest_effect=plan.smallest_effect)
+    losses = stage_losses(plan, ledger)
+    found: list[Effect] = []
+    noise: list[Effect] = []
+    for metric, sets in _sets(plan, losses).items():
+        found += effects(plan.contrasts, metric, *sets, rule=rule)
+        if plan.noise:
+            noise += effects([plan.noise], metric, *sets, rule=rule)
+    return Findings(
+        effects=found,
+        noise=noise,
+        attributions=_attributions(plan, losses),
+        examples=_example_effects(plan, ledger),
+        problems=[*_lost_pairs(plan, losses), *unproven],
+    )
+
+
+def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
+    """Return test losses by metric, those of a fine-tuning with its name before it."""
+    results = [(t, found) for t in plan.trials if (found := ledger.metrics(t)) is not None]
+    return {
+        f"{stage.prefix}{metric}": {
+            (t.name, t.pair): found[name]
+            for t, found in results
+            if (name := f"{stage.prefix}test/{metric}") in found
+        }
+        for stage in plan.stages
+        for metric in METRICS
+    }
+
+
+def _sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
+    """Return the losses that each reported metric is made of: several for a mean over sets."""
+    sets = {name: [found] for name, found in losses.items()}
+    later = plan.stages[1:]
+    if later:
+        sets |= {f"{FINETUNED}{m}": [losses[s.prefix + m] for s in later] for m in METRICS}
+    return sets
+
+
+def _attributions(plan: Plan, losses: dict[str, Losses]) -> dict[str, Attribution]:
+    """Return what each swap of a full factorial contributes, in pretraining."""
+    if not plan.factorial:
+        return {}
+    cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
+    made = {metric: attribute(cells, losses[metric]) for metric in METRICS}
+    return {metric: found for metric, found in made.items() if found is not None}
+
+
+def _lost_pairs(plan: Plan, losses: dict[str, Losses]) -> list[str]:
+    """Return in words which pairs no contrast can use, each once."""
+    reasons: dict[str, None] = {}
+    wanted = {(t.name, t.pair) for t in plan.trials}
+    for metric, found in losses.items():
+        for cell, pair in sorted(wanted):
+            value = found.get((cell, pair))
+            if value is not None and not math.isfinite(value):
+                reasons[f"{cell}, seed {pair}: {metric} is {value}; the pair is left out"] = None
+    for contrast in plan.contrasts:
+        for pair, why in missing(contrast, losses[DECISIVE]).items():
+            reasons[f"seed {pair} is not in {contrast.name}: {why}"] = None
+    return list(reasons)
+
+
+def _example_effects(plan: Plan, ledger: Ledger) -> list[ExampleEffect]:
+    """Return the primary contrast's effects with errors over seeds and examples."""
+    if plan.primary is None:
+        return []
+    found = [_example_effect(plan, ledger, plan.primary, m) for m in ("contrastive", "caption")]
+    return [effect for effect in found if effect is not None]
+
+
+def _example_effect(
+    plan: Plan, ledger: Ledger, contrast: Contrast, metric: str
+) -> ExampleEffect | None:
+    reference, candidate = contrast.pairs[0]
+    rows, clusters = [], None
+    for old, new in zip(plan.of_cell(reference), plan.of_cell(candidate), strict=True):
+        both = [_losses_of(trial, ledger, metric) for trial in (old, new)]
+        if both[0] is None or both[1] is None:
+            continue
+        (before, clusters), (after, _) = both
+        rows.append(100 * (before - after) / before.mean())
+    if len(rows) < 2 or clusters is None or len({len(row) for row in rows}) > 1:
+        return None
+    values = np.stack(rows)
+    by_seed, by_example, two_way = clustered_error(values, clusters)
+    half = t_quantile(len(rows) - 1) * two_way
+    mean = float(values.mean())
+    return ExampleEffect(
+        contrast=contrast.name,
+        metric=metric,
+        seeds=len(rows),
+        examples=values.shape[1],
+        clusters=len(set(clusters.tolist())),
+        estimate=mean,
+        seed_error=by_seed,
+        example_error=by_example,
+        error=two_way,
+        low=mean - half,
+        high=mean + half,
+    )
+
+
+def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Any, Any] | None:
+    """Return a finished trial's losses by example [n] and their clusters [n], if it has them."""
+    if ledger.record(trial, trial.stages[0]) is None:
+        return None
+    found = read_examples(ledger.folder(trial)) or {}
+    if metric not in found:
+        return None
+    losses = found[metric].double().numpy()
+    counted = np.isfinite(losses)  # contrastive losses outside full batches are nan
+    clusters = found["batch" if metric == "contrastive" else "group"].numpy()
+    return losses[counted], clusters[counted]
+
+
+def effects_csv(found: Sequence[Effect]) -> str:
+    """Return effects as CSV, the numbers with all their digits."""
+    buffer = io.StringIO()
+    names = [field.name for field in dataclasses.fields(Effect)]
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for effect in found:
+        values = [getattr(effect, name) for name in names]
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, tuple) else v for v in values])
+    return buffer.getvalue()

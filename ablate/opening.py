@@ -1,0 +1,110 @@
+"""The first three sentences of a report: what was found, by which swap, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ablate.effects import Effect, Rule, verdict_is_clear
+from ablate.findings import DECISIVE, FINETUNED, Findings
+from ablate.plan import Plan
+from ablate.sections import adding_up, percent
+from ablate.statistics import ALPHA, detectable_effect
+
+NOT_YET = "No contrast is complete yet."
+
+
+def opening(plan: Plan, found: Findings) -> list[str]:
+    """Return three sentences in plain words; fewer where the study cannot say so much."""
+    main = found.of(plan.primary.name) if plan.primary else None
+    if main is None:
+        return [NOT_YET]
+    return [s for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main)) if s]
+
+
+def stamp(plan: Plan, found: Findings) -> str:
+    """Return a warning that stands above everything else, or nothing."""
+    warnings = []
+    if plan.exploratory:
+        warnings.append(
+            "EXPLORATORY: trials were stopped early by ASHA, so cells were trained for different "
+            "lengths; there are no verdicts here"
+        )
+    if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
+        warnings.append(
+            f"NOISE: {flagged[0].contrast}, the same cell under other seeds, differs by "
+            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound studies, "
+            "and in unsound ones"
+        )
+    return "; ".join(warnings)
+
+
+def _what(plan: Plan, found: Findings, main: Effect) -> str:
+    tuned = found.of(main.contrast, FINETUNED + DECISIVE)
+    later = (
+        f"; as the mean of {len(plan.stages) - 1} fine-tunings by {percent(tuned)} "
+        f"({tuned.verdict})"
+        if tuned
+        else ""
+    )
+    verb = {"improved": "improves", "worse": "worsens"}.get(main.verdict, "changes")
+    return (
+        f"{main.contrast} {verb} the CoCa loss by {percent(main)} over {seeds_words(main.seeds)}"
+        f"{later}: {_meaning(main, plan.smallest_effect)}."
+    )
+
+
+def _meaning(effect: Effect, smallest: float) -> str:
+    small = abs(effect.estimate) < smallest
+    return {
+        "improved": f"a clear improvement (p = {effect.p_adjusted:.2g})"
+        + (f", though below the {smallest:g}% declared to be of interest" if small else ""),
+        "worse": f"clearly worse (p = {effect.p_adjusted:.2g})",
+        "equivalent": f"equivalent, that is, within {smallest:g}%, the smallest effect of interest",
+        "inconclusive": "inconclusive, these seeds cannot tell it from no effect",
+    }.get(effect.verdict, f"{effect.verdict}, nothing can be said of it")
+
+
+def _which(plan: Plan, found: Findings) -> str:
+    """Return which swap did it: by main effect and Shapley value, or the best single contrast."""
+    others = [e for e in found.effects if e.metric == DECISIVE and e.seeds]
+    singles = [e for e in others if plan.primary is None or e.contrast != plan.primary.name]
+    main_effects = [e for e in singles if "main effect" in e.contrast]
+    singles = main_effects or singles
+    if not singles:
+        return ""
+    clear = sorted((e for e in singles if verdict_is_clear(e.verdict)), key=lambda e: -e.estimate)
+    best = max(singles, key=lambda e: e.estimate)
+    if clear:
+        words = ", ".join(f"{e.contrast} {percent(e)} ({e.verdict})" for e in clear)
+        start = f"Of the single swaps these are clear: {words}."
+    elif best.estimate > 0:
+        start = f"No single swap is clear; the largest is {best.contrast} with {percent(best)}."
+    else:
+        start = f"No single swap improves; the best is {best.contrast} with {percent(best)}."
+    whole = found.attributions.get(DECISIVE)
+    return f"{start} {adding_up(whole)}" if whole else start
+
+
+def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
+    if not math.isfinite(main.deviation):
+        return "One seed shows no uncertainty: give --seeds 3 or more before believing anything."
+    share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
+    smallest = detectable_effect(len(main.seeds), main.deviation, ALPHA * share)
+    noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
+    floor = (
+        f", and the reference trained again under other seeds differs from itself by "
+        f"{percent(noise[0])}"
+        if noise
+        else ""
+    )
+    return (
+        f"How sure: improvements vary by {main.deviation:.2f}% from seed to seed, so "
+        f"{seeds_words(main.seeds)} find an effect of {smallest:.2g}% four times out of five and "
+        f"smaller ones less often{floor}."
+    )
+
+
+def seeds_words(seeds: Sequence[int]) -> str:
+    """Return "3 seeds" or "1 seed"."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"

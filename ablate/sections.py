@@ -1,0 +1,281 @@
+"""The parts of a report: what was claimed and measured, effects, attribution, cells, examples."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+from ablate.document import Picture, Section, Table
+from ablate.effects import Effect
+from ablate.factorial import Attribution, Part
+from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
+from ablate.grids import PAPER
+from ablate.ledger import Ledger
+from ablate.plan import Plan
+from ablate.trial import Stage
+
+# What arXiv 2507.18009 claims for baseline -> grr, in percent: pretraining, mean of fine-tunings.
+PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
+PAPER_FINETUNED = {"contrastive": 13.66, "perplexity": 5.18, "coca": 5.55}
+RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
+SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
+
+
+def paper_section(plan: Plan, found: Findings) -> list[Section]:
+    """Return the paper's table, where the study has its contrast: claimed and measured."""
+    own = {e.metric: e for e in found.effects if e.contrast == PAPER.name}
+    if PAPER.name not in {contrast.name for contrast in plan.contrasts}:
+        return []
+
+    def measured(title: str, prefix: str) -> tuple[str, ...]:
+        chosen = [own[prefix + metric] for metric in METRICS]
+        return (title, *(shown(e) for e in chosen), verdict_words(chosen[-1]))
+
+    def claimed(claims: dict[str, float]) -> tuple[str, ...]:
+        return ("claimed (arXiv 2507.18009)", *(f"{claims[m]:+.2f}" for m in METRICS), "-")
+
+    first, *later = plan.stages
+    rows = [measured(f"measured: {first.name} {first.recipe.data}", ""), claimed(PAPER_CLAIMS)]
+    rows += [measured(f"measured: {stage.name}", stage.prefix) for stage in later]
+    if later:
+        title = f"measured: mean of {len(later)} fine-tunings"
+        rows += [measured(title, FINETUNED), claimed(PAPER_FINETUNED)]
+    table = Table(
+        title="Claimed and measured: baseline -> grr",
+        header=("stage", *(f"{t} %" for t in METRICS.values()), "verdict (CoCa loss)"),
+        rows=rows,
+        note="Improvement in percent on the test split, by stage. The paper's data sets, sizes "
+        "and training are others; claims stand here to be seen beside, not to be met.",
+        emphasised=frozenset(i for i, row in enumerate(rows) if row[0].startswith("measured")),
+    )
+    return [Section(title="The paper's contrast", tables=[table])]
+
+
+def effects_section(plan: Plan, found: Findings) -> Section:
+    """Return every contrast's effect in the first stage, and in the mean over fine-tunings."""
+    first, *later = plan.stages
+    tables = [_effect_table(plan, found, f"Effects: {first.name}", "")]
+    pictures = [Picture(stem="effects", caption=f"{first.name}: improvement with 95% intervals")]
+    if later:
+        tables.append(_effect_table(plan, found, "Effects: mean of the fine-tunings", FINETUNED))
+        caption = "Mean of the fine-tunings: improvement with 95% intervals"
+        pictures.append(Picture(stem="effects-finetuned", caption=caption))
+    pictures.append(Picture(stem="slopes", caption="The primary contrast, a line for each seed"))
+    return Section(
+        title="Effects",
+        paragraphs=[
+            "Improvement (reference - candidate) / reference in percent on the test split, paired "
+            "by seed, with 95% t intervals. Positive is better. p is the paired t test's, adjusted "
+            "so that a study of no true effects says improved or worse in one metric of one stage "
+            "at most 5% of the time; intervals are not adjusted. A main effect averages the four "
+            "settings of the other two swaps.",
+        ],
+        tables=tables,
+        pictures=pictures,
+    )
+
+
+def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table:
+    every = [*found.effects, *found.noise]
+    by_name = {(e.contrast, e.metric): e for e in every}
+    contrasts = [*plan.contrasts, *([plan.noise] if plan.noise else [])]
+    rows = []
+    for contrast in contrasts:
+        own = [by_name[contrast.name, prefix + metric] for metric in METRICS]
+        suffix = " (primary)" if contrast.primary else " (A/A)" if contrast == plan.noise else ""
+        numbers = (f"{own[-1].correlation:+.2f}" if math.isfinite(own[-1].correlation) else "-",)
+        rows.append(
+            (contrast.name + suffix, *map(shown, own), *numbers, str(len(own[-1].seeds)),
+             verdict_words(own[-1]))
+        )  # fmt: skip
+    return Table(
+        title=title,
+        header=("contrast", *(f"{title} %" for title in METRICS.values()), "pair correlation",
+                "seeds", "verdict (CoCa loss)"),
+        rows=rows,
+        emphasised=frozenset(i for i, c in enumerate(contrasts) if c.primary),
+    )  # fmt: skip
+
+
+def attribution_section(found: Findings) -> list[Section]:
+    """Return what each swap of a factorial contributes, and whether the swaps add up."""
+    if not (whole := found.attributions.get(DECISIVE)):
+        return []
+    metrics = [m for m in METRICS if m in found.attributions]
+
+    def table(title: str, parts: Sequence[Part], pick: str, note: str) -> Table:
+        columns = [[part_shown(p) for p in getattr(found.attributions[m], pick)] for m in metrics]
+        names = [part.name for part in parts]
+        rows = [(n, *(c[i] for c in columns)) for i, n in enumerate(names)]
+        return Table(
+            title=title, header=("", *(f"{METRICS[m]} %" for m in metrics)), rows=rows, note=note
+        )
+
+    return [
+        Section(
+            title="What each swap contributes",
+            paragraphs=[adding_up(whole)],
+            tables=[
+                table(
+                    "Shapley values",
+                    whole.shapley,
+                    "shapley",
+                    "The gain of all swaps together, divided among them: each one's average gain "
+                    "over all orders of adding them. They sum to the gain exactly, seed by seed.",
+                ),
+                table(
+                    "Main effects and interactions",
+                    whole.terms,
+                    "terms",
+                    "With seed as block, in percent of the baseline's loss. A positive interaction "
+                    "says that the swaps help each other. p is Holm-adjusted, main effects and "
+                    "interactions each among themselves.",
+                ),
+            ],
+            pictures=[
+                Picture(stem="shapley", caption="Each swap's share of the gain"),
+                Picture(stem="interactions", caption="CoCa loss by swap, at both settings of each"),
+            ],
+        )
+    ]
+
+
+def adding_up(found: Attribution) -> str:
+    """Return in words whether the swaps' effects add up."""
+    gap = found.additive_gap
+    words = f"{gap.estimate:+.2f}%{_interval(gap.low, gap.high)}"
+    if not math.isfinite(gap.low):
+        return f"All swaps together gain {words} beyond the sum of the single ones."
+    if gap.low <= 0 <= gap.high:
+        return f"The swaps add up as far as can be told: together {words} beyond their sum."
+    kind = "help" if gap.estimate > 0 else "hinder"
+    return f"The swaps {kind} each other: together they gain {words} beyond the sum of the single."
+
+
+def cells_section(plan: Plan, ledger: Ledger) -> Section:
+    """Return what the cells reach in every stage."""
+    return Section(
+        title="Cells",
+        paragraphs=[
+            f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
+            "nothing' is the contrastive loss of a coin and the perplexity of the training "
+            "captions' token frequencies. CIDEr is of greedy captions. Training seconds are of "
+            "all stages."
+        ],
+        tables=[_cell_table(plan, ledger, stage) for stage in plan.stages],
+        pictures=[
+            Picture(stem="curves", caption="Validation losses: mean over seeds, lowest to highest"),
+            Picture(stem="cost", caption="Cost against quality: mean and 95% interval over seeds"),
+        ],
+    )
+
+
+def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
+    known = plan.references[stage.name]
+    chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
+    rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 5))]
+    names = [f"test/{k}" for k in (*METRICS, *RECALLS, "cider")] + ["last/coca"]
+    for name, price in plan.costs.items():
+        trials = plan.of_cell(name)
+        done = [m for m in (ledger.metrics(trial) for trial in trials) if m]
+        found = [[m[stage.prefix + n] for m in done if stage.prefix + n in m] for n in names]
+        values = [mean_and_deviation(column) for column in found]
+        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
+        rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
+    return Table(
+        title=stage.name,
+        header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
+                "CoCa loss of the last weights", "seeds", "parameters", "train s"),
+        rows=rows,
+        emphasised=frozenset(
+            i for i, row in enumerate(rows) if plan.primary and row[0] in plan.primary.cells
+        ),
+    )  # fmt: skip
+
+
+def examples_section(found: Findings) -> list[Section]:
+    """Return the primary contrast's effects with what the choice of test examples adds."""
+    if not found.examples:
+        return []
+    rows = [
+        (e.metric, f"{e.estimate:+.2f}{_interval(e.low, e.high)}", f"{e.seed_error:.2f}",
+         f"{e.example_error:.2f}", f"{e.error:.2f}", str(e.examples), str(e.clusters))
+        for e in found.examples
+    ]  # fmt: skip
+    return [
+        Section(
+            title="Other test examples",
+            paragraphs=[
+                f"{found.examples[0].contrast} on {found.examples[0].seeds} seeds, loss by loss of "
+                "each held-out pair. The intervals above are for other seeds on these test "
+                "examples; this one is for other examples as well (errors clustered by seed and "
+                "by caption, or by batch for contrastive losses)."
+            ],
+            tables=[
+                Table(
+                    title="Primary contrast by example",
+                    header=("loss", "improvement %", "error over seeds", "over examples",
+                            "over both", "examples", "clusters"),
+                    rows=rows,
+                )
+            ],
+        )
+    ]  # fmt: skip
+
+
+def captions_section(plan: Plan) -> list[Section]:
+    """Return what a model says of held-out pictures, as drawn when the study ran."""
+    pictures = [
+        Picture(
+            stem=captions_stem(stage),
+            caption=f"{stage.name}: the candidate's last seed on the first ten held-out pictures, "
+            "best of many draws by its own judgement",
+        )
+        for stage in plan.stages
+    ]
+    return [Section(title="What a model says", pictures=pictures)]
+
+
+def captions_stem(stage: Stage) -> str:
+    """Return the name, without suffix, of the file with a stage's contact sheet."""
+    return f"captions{f'-{stage.prefix[:-1]}' * stage.is_finetuning}"
+
+
+def shown(effect: Effect) -> str:
+    """Return an effect as a table has it, in percent."""
+    if not effect.seeds:
+        return "-"
+    p = f" p={effect.p_adjusted:.2g}" if math.isfinite(effect.low) else ""
+    return f"{effect.estimate:+.2f}{_interval(effect.low, effect.high)}{p}"
+
+
+def percent(effect: Effect) -> str:
+    """Return an estimate with its interval, where more than one seed gives it one."""
+    return f"{effect.estimate:+.2f}%{_interval(effect.low, effect.high)}"
+
+
+def part_shown(part: Part) -> str:
+    """Return a part of an attribution as a table has it."""
+    p = f" p={part.p:.2g}" if math.isfinite(part.p) and math.isfinite(part.low) else ""
+    return f"{part.estimate:+.2f}{_interval(part.low, part.high)}{p}"
+
+
+def _interval(low: float, high: float) -> str:
+    return f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else ""
+
+
+def verdict_words(effect: Effect) -> str:
+    """Return an effect's verdict, with a remark where it is clear but of no interest."""
+    return effect.verdict if effect.seeds else "-"
+
+
+def mean_and_deviation(values: Iterable[float]) -> str:
+    """Return a column of numbers as mean and standard deviation."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return "-"
+    mean = statistics.mean(values)
+    digits = 1 if mean > 20 else 3
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
