@@ -168,14 +168,15 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
         better = sum(new < old for old, new in pairs[metric].values())
         for seed, (old, new) in pairs[metric].items():
             ink = IMPROVED if new < old else WORSE
-            (line,) = panel.plot([0, 1], [old, new], "o-", color=ink, linewidth=1.2, markersize=4)
-            line.set_gid(f"seed-{seed}")
+            panel.plot([0, 1], [old, new], "o-", color=ink, linewidth=1.2, markersize=4,
+                       label=f"seed {seed}")  # fmt: skip
         means = np.mean(list(pairs[metric].values()), axis=0)
-        panel.plot([0, 1], means, color=INK, linewidth=3, gid="mean", zorder=3)
+        panel.plot([0, 1], means, color=INK, linewidth=3, label="mean", zorder=3)
         panel.set_xticks([0, 1], _ends(plan.primary))
         panel.tick_params(axis="x", labelcolor=INK)
         panel.set_xlim(-0.25, 1.25)
-        panel.set_title(f"{title}: lower in {better} of {len(pairs[metric])} seeds")
+        panel.set_title(title)
+        panel.set_xlabel(f"lower in {better} of {len(pairs[metric])} seeds")
         calm(panel, "y")
     figure.supxlabel(
         "test loss, a line per seed, blue where it falls; the thick line is the mean",
@@ -200,3 +201,129 @@ def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, flo
         for seed in sorted(seeds)
     }
     return {seed: (a, b) for seed, (a, b) in found.items() if math.isfinite(a + b)}
+
+
+@styled
+def shapley(found: Findings) -> Drawing | None:
+    """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
+    shown = {m: found.attributions[m] for m in METRICS if m in found.attributions}
+    if not shown:
+        return None
+    count = len(shown[DECISIVE].shapley) + 1
+    figure = sheet(10, 1.3 + 0.42 * count)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
+        _waterfall(panel, attribution)
+        panel.set_title(METRICS[metric])
+    parts = [*shown[DECISIVE].shapley, shown[DECISIVE].gain]
+    panels[0].set_yticks(range(count), [part.name for part in parts])
+    panels[0].set_ylim(count - 0.4, -0.6)
+    for panel in panels:
+        panel.tick_params(axis="y", labelcolor=INK)
+    figure.supxlabel(
+        "improvement in %: each bar starts where the one above ends, together they are the whole; "
+        "lines are 95% intervals of a bar's length",
+        fontsize=9,
+        color=MUTED,
+    )
+    return figure
+
+
+def _waterfall(panel: Axes, found: Attribution) -> None:
+    start = 0.0
+    for row, part in enumerate([*found.shapley, found.gain]):
+        is_whole = part is found.gain
+        left = 0.0 if is_whole else start
+        ink = INK if is_whole else IMPROVED if part.estimate > 0 else WORSE
+        panel.barh(row, part.estimate, left=left, height=0.56, color=ink, label=part.name)
+        end = left + part.estimate
+        if math.isfinite(part.low):
+            ends = [left + part.low, left + part.high]
+            panel.plot(ends, [row + 0.36] * 2, color=MUTED, linewidth=1.4, marker="|", markersize=5)
+        if not is_whole:
+            panel.plot([end, end], [row, row + 1], color=MUTED, linewidth=0.8, linestyle=":")
+        panel.annotate(
+            f"{part.estimate:+.2f}",
+            (max(left, end), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+        start = end
+    panel.axvline(0, color=MUTED, linewidth=0.9)
+    panel.margins(x=0.14)
+    calm(panel, "x")
+
+
+@styled
+def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
+    """Return a panel per pair of swaps: one from without to with, without and with the other.
+
+    Improvements over the cell without any swap, averaged over the settings of further swaps within
+    each seed. Parallel lines add up: a dashed one shows where they would lead.
+    """
+    cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
+    losses = stage_losses(plan, ledger)[DECISIVE]
+    gains = _gains(cells, losses)
+    if not gains:
+        return None
+    pairs = list(itertools.combinations(sorted(max(cells, key=len)), 2))[:MOST_PANELS]
+    figure = sheet(3.6 * max(2, len(pairs)), 3.3)
+    panels = figure.subplots(1, max(2, len(pairs)), sharey=True, squeeze=False)[0]
+    for panel, (one, other) in itertools.zip_longest(panels, pairs, fillvalue=("", "")):
+        panel.set_visible(bool(one))
+        if one:
+            _interaction(panel, gains, one, other)
+    panels[0].set_ylabel(f"improvement of {METRICS[DECISIVE]} over {cells[frozenset()]}, %")
+    return figure
+
+
+def _gains(
+    cells: dict[frozenset[str], str], losses: Losses
+) -> dict[frozenset[str], np.ndarray]:
+    """Return each cell's gain [seeds] over the one without swaps, of seeds that all cells have."""
+    seeds = sorted({seed for _, seed in losses})
+    table = {
+        swaps: np.array([losses.get((name, seed), math.nan) for seed in seeds])
+        for swaps, name in cells.items()
+    }
+    if not seeds or not table:
+        return {}
+    whole = np.isfinite(np.sum(list(table.values()), axis=0))
+    reference = table[frozenset()][whole]
+    return {s: 100 * (1 - v[whole] / reference) for s, v in table.items()} if whole.any() else {}
+
+
+def _interaction(panel: Axes, gains: dict[frozenset[str], np.ndarray], one: str, other: str) -> None:
+    def seeds_of(with_one: bool, with_other: bool) -> np.ndarray:
+        wanted = (with_one, with_other)
+        chosen = [v for s, v in gains.items() if (one in s, other in s) == wanted]
+        return np.asarray(np.mean(chosen, axis=0))
+
+    lines = {}
+    for with_other, ink, shift in ((False, INK, -0.02), (True, CANDIDATE, 0.02)):
+        values = [seeds_of(with_one, with_other) for with_one in (False, True)]
+        means = [float(v.mean()) for v in values]
+        xs = [shift, 1 + shift]
+        words = f"{'with' if with_other else 'without'} {other}"
+        panel.plot(xs, means, "o-", color=ink, linewidth=2, markersize=5, label=words)
+        for x, own in zip(xs, values, strict=True):
+            low, high = t_interval(own)
+            if math.isfinite(low) and high > low:
+                panel.plot([x, x], [low, high], color=ink, linewidth=1.1)
+        lines[words] = means
+    (left, right), (other_left, other_right) = lines.values()
+    expected = [other_left, other_left + right - left]
+    panel.plot([0.02, 1.02], expected, "--", color=CANDIDATE, linewidth=1, label="if they added up")
+    lower_first = right <= other_right
+    for words, ink, is_lower in zip(lines, (INK, CANDIDATE), (lower_first, not lower_first)):
+        panel.annotate(
+            words, (1.02, lines[words][1]), xytext=(7, -1 if is_lower else 1),
+            textcoords="offset points", va="top" if is_lower else "bottom", color=ink,
+        )  # fmt: skip
+    panel.axhline(0, color=LINE, linewidth=0.9, zorder=0)
+    panel.set_xticks([0, 1], [f"without {one}", f"with {one}"])
+    panel.tick_params(axis="x", labelcolor=INK)
+    panel.set_xlim(-0.2, 1.75)
+    calm(panel, "y")

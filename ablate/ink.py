@@ -47,9 +47,9 @@ PAPER, INK, MUTED, LINE, ZONE, IMPROVED, WORSE, CANDIDATE, *SERIES = (
 )
 STYLE = {
     "font.size": 9.5,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 10,
     "axes.titlelocation": "left",
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,

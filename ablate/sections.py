@@ -135,7 +135,12 @@ def attribution_section(found: Findings) -> list[Section]:
             ],
             pictures=[
                 Picture(stem="shapley", caption="Each swap's share of the gain"),
-                Picture(stem="interactions", caption="CoCa loss by swap, at both settings of each"),
+                Picture(
+                    stem="interactions",
+                    caption="Each swap's gain without and with another one. Parallel lines add up; "
+                    "the dashed one shows where they would lead. Lines up and down are 95% "
+                    "intervals.",
+                ),
             ],
         )
     ]
@@ -165,8 +170,17 @@ def cells_section(plan: Plan, ledger: Ledger) -> Section:
         ],
         tables=[_cell_table(plan, ledger, stage) for stage in plan.stages],
         pictures=[
-            Picture(stem="curves", caption="Validation losses: mean over seeds, lowest to highest"),
-            Picture(stem="cost", caption="Cost against quality: mean and 95% interval over seeds"),
+            Picture(
+                stem="curves",
+                caption="How cells learn: means over seeds, with bands from the lowest seed to the "
+                "highest for the primary contrast. Below, each seed is compared with the "
+                "reference's of the same seed at the same step.",
+            ),
+            Picture(
+                stem="cost",
+                caption="Cost against quality: mean and 95% interval over seeds, cells numbered "
+                "from the best one on. Points of equal cost are moved aside.",
+            ),
         ],
     )
 
