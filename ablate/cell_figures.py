@@ -147,7 +147,13 @@ def label_ends(
             color=inks[cell],
             fontweight="bold" if inks[cell] in BOLD else "normal",
             fontsize=9,
-            arrowprops={"arrowstyle": "-", "color": inks[cell], "linewidth": 0.6, "shrinkB": 2},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": inks[cell],
+                "linewidth": 0.6,
+                "shrinkB": 2,
+                "relpos": (0, 0.5),
+            },
         )
 
 

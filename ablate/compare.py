@@ -141,9 +141,7 @@ def _merged(a: Side, b: Side, metric: str) -> Losses:
     return {**b.losses[metric], **a.losses[metric]}
 
 
-def _table(
-    metric: str, a: Side, b: Side, shared: list[Contrast], pooled: list[Contrast]
-) -> Table:
+def _table(metric: str, a: Side, b: Side, shared: list[Contrast], pooled: list[Contrast]) -> Table:
     rows = []
     for contrast in shared:
         sides = [effect(contrast, metric, side.losses[metric], rule=Rule()) for side in (a, b)]

@@ -99,9 +99,7 @@ def forest(plan: Plan, found: Findings, prefix: str = "") -> Drawing | None:
     return figure
 
 
-def _forest_panel(
-    panel: Axes, own: dict[str, Effect], places: dict[str, int], plan: Plan
-) -> None:
+def _forest_panel(panel: Axes, own: dict[str, Effect], places: dict[str, int], plan: Plan) -> None:
     panel.axvspan(-plan.smallest_effect, plan.smallest_effect, color=ZONE, linewidth=0, zorder=0)
     panel.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
     reach = _reach(list(own.values()), plan.smallest_effect)
@@ -163,7 +161,7 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
     pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in METRICS}
     if not pairs[DECISIVE]:
         return None
-    figure = sheet(9, 3.4)
+    figure = sheet(11, 3.6)
     for panel, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items()):
         better = sum(new < old for old, new in pairs[metric].values())
         for seed, (old, new) in pairs[metric].items():
@@ -210,7 +208,7 @@ def shapley(found: Findings) -> Drawing | None:
     if not shown:
         return None
     count = len(shown[DECISIVE].shapley) + 1
-    figure = sheet(10, 1.3 + 0.42 * count)
+    figure = sheet(11, 1.3 + 0.42 * count)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
         _waterfall(panel, attribution)
@@ -269,7 +267,7 @@ def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     if not gains:
         return None
     pairs = list(itertools.combinations(sorted(max(cells, key=len)), 2))[:MOST_PANELS]
-    figure = sheet(3.6 * max(2, len(pairs)), 3.3)
+    figure = sheet(max(11.0, 3.6 * len(pairs)), 3.4)
     panels = figure.subplots(1, max(2, len(pairs)), sharey=True, squeeze=False)[0]
     for panel, (one, other) in itertools.zip_longest(panels, pairs, fillvalue=("", "")):
         panel.set_visible(bool(one))
@@ -279,9 +277,7 @@ def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     return figure
 
 
-def _gains(
-    cells: dict[frozenset[str], str], losses: Losses
-) -> dict[frozenset[str], np.ndarray]:
+def _gains(cells: dict[frozenset[str], str], losses: Losses) -> dict[frozenset[str], np.ndarray]:
     """Return each cell's gain [seeds] over the one without swaps, of seeds that all cells have."""
     seeds = sorted({seed for _, seed in losses})
     table = {
@@ -295,7 +291,9 @@ def _gains(
     return {s: 100 * (1 - v[whole] / reference) for s, v in table.items()} if whole.any() else {}
 
 
-def _interaction(panel: Axes, gains: dict[frozenset[str], np.ndarray], one: str, other: str) -> None:
+def _interaction(
+    panel: Axes, gains: dict[frozenset[str], np.ndarray], one: str, other: str
+) -> None:
     def seeds_of(with_one: bool, with_other: bool) -> np.ndarray:
         wanted = (with_one, with_other)
         chosen = [v for s, v in gains.items() if (one in s, other in s) == wanted]

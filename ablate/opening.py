@@ -19,7 +19,11 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
         return [NOT_YET]
-    return [s for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main)) if s]
+    return [
+        s
+        for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main))
+        if s
+    ]
 
 
 def stamp(plan: Plan, found: Findings) -> str:

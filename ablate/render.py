@@ -96,6 +96,7 @@ def html(document: Document, directory: Path) -> str:
     )
     environment.filters |= {
         "cell": _html_cell,
+        "prose": _html_prose,
         "figure": lambda picture: _html_figure(picture, directory),
         "numeric": numeric,
     }
@@ -106,14 +107,18 @@ def html(document: Document, directory: Path) -> str:
 @cache
 def _style() -> str:
     """Return the style sheet: the inks, light and dark, and what is made of them."""
-    light, dark = (
-        " ".join(f"--{name}: {pair[i]};" for name, pair in INKS.items()) for i in (0, 1)
-    )
+    light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in INKS.items()) for i in (0, 1))
     sheet = (TEMPLATES / "report.css").read_text(encoding="utf-8").rstrip()
     return (
         f":root {{ color-scheme: light dark; {light} }}\n"
         f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{sheet}"
     )
+
+
+def _html_prose(text: str) -> Markup:
+    """Return a sentence whose intervals stay in one line."""
+    kept = r"\[[+-][\d.]+, [+-][\d.]+\]"
+    return Markup(re.sub(kept, r'<span class="whole">\g<0></span>', str(escape(text))))
 
 
 def _html_cell(text: str) -> Markup:
