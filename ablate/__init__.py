@@ -10,15 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ablate import run
     from ablate.study import Study
 
 __all__ = ["Study", "run"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is, so that `import ablate` loads neither torch nor Ray."""
-    if name == "Study":
-        return importlib.import_module("ablate.study").Study
-    if name == "run":
-        return importlib.import_module("ablate.run")  # a module that can be called
-    raise AttributeError(f"module 'ablate' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would find every name here
+
+    def __getattr__(name: str) -> Any:
+        """Import what is asked for, so that `import ablate` itself loads neither torch nor Ray."""
+        if name == "Study":
+            return importlib.import_module("ablate.study").Study
+        if name == "run":
+            return importlib.import_module("ablate.run")  # a module that can be called
+        raise AttributeError(f"module 'ablate' has no attribute {name!r}")

@@ -88,7 +88,7 @@ def _lines(
     panel: Axes, found: Mapping[str, Curves], inks: Mapping[str, str], plan: Plan
 ) -> dict[str, tuple[float, float]]:
     """Draw a line per cell, bold with a band for the primary's; returns where they end."""
-    ends = {}
+    ends: dict[str, tuple[float, float]] = {}
     for cell, by_seed in found.items():
         points = defaultdict(list)
         for own in by_seed.values():

@@ -162,7 +162,8 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
     if not pairs[DECISIVE]:
         return None
     figure = sheet(11, 3.6)
-    for panel, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items()):
+    panels = figure.subplots(1, len(METRICS))
+    for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
         better = sum(new < old for old, new in pairs[metric].values())
         for seed, (old, new) in pairs[metric].items():
             ink = IMPROVED if new < old else WORSE
@@ -266,13 +267,14 @@ def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     gains = _gains(cells, losses)
     if not gains:
         return None
-    pairs = list(itertools.combinations(sorted(max(cells, key=len)), 2))[:MOST_PANELS]
+    swaps = sorted(frozenset().union(*gains))
+    pairs = list(itertools.combinations(swaps, 2))[:MOST_PANELS]
+    if not pairs:
+        return None
     figure = sheet(max(11.0, 3.6 * len(pairs)), 3.4)
-    panels = figure.subplots(1, max(2, len(pairs)), sharey=True, squeeze=False)[0]
-    for panel, (one, other) in itertools.zip_longest(panels, pairs, fillvalue=("", "")):
-        panel.set_visible(bool(one))
-        if one:
-            _interaction(panel, gains, one, other)
+    panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for panel, (one, other) in zip(panels, pairs, strict=True):
+        _interaction(panel, gains, one, other)
     panels[0].set_ylabel(f"improvement of {METRICS[DECISIVE]} over {cells[frozenset()]}, %")
     return figure
 
@@ -315,7 +317,9 @@ def _interaction(
     expected = [other_left, other_left + right - left]
     panel.plot([0.02, 1.02], expected, "--", color=CANDIDATE, linewidth=1, label="if they added up")
     lower_first = right <= other_right
-    for words, ink, is_lower in zip(lines, (INK, CANDIDATE), (lower_first, not lower_first)):
+    for words, ink, is_lower in zip(
+        lines, (INK, CANDIDATE), (lower_first, not lower_first), strict=True
+    ):
         panel.annotate(
             words, (1.02, lines[words][1]), xytext=(7, -1 if is_lower else 1),
             textcoords="offset points", va="top" if is_lower else "bottom", color=ink,

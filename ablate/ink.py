@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 
 from ablate.files import atomic
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 # By name: on white, on near-black. Figures are drawn with the first; a page that shows one inline
 # puts its style sheet's variables in their place (`ablate.render`), so no two may be equal.
 INKS = {
@@ -68,7 +69,7 @@ STYLE = {
     "ytick.major.width": 0.8,
 }
 # Of an SVG: text stays text, and the same figure is the same file.
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "coca-blocks"}
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "coca-blocks"}
 
 
 def verdict_ink(verdict: str) -> str:

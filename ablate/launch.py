@@ -92,9 +92,9 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             watchers = Watchers(shown, tracker)
             execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
         draw_captions(plan, ledger, default_registry(launch.plugins))
-        document, found, paths = write_report(plan, ledger)
+        document, findings, paths = write_report(plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(found.effects, paths, complete=not unfinished)
+        tracker.close(findings.effects, paths, complete=not unfinished)
     if len(unfinished) < len(plan.trials):
         show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"

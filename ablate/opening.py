@@ -37,8 +37,8 @@ def stamp(plan: Plan, found: Findings) -> str:
     if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
         warnings.append(
             f"NOISE: {flagged[0].contrast}, the same cell under other seeds, differs by "
-            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound studies, "
-            "and in unsound ones"
+            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound "
+            "studies, and in unsound ones"
         )
     return "; ".join(warnings)
 

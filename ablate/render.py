@@ -169,7 +169,7 @@ SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
-    "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "±": r"$\pm$", "×": r"$\times$",
+    "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "±": r"$\pm$",
     "[": "{[}", "]": "{]}", "-": "{-}",
 }  # fmt: skip
 

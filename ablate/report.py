@@ -145,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check(options)
         if options.compare:
-            _compare(*options.compare, options.out)
+            first, second = options.compare
+            _compare(first, second, options.out)
         elif options.json:
             plan, ledger = read_plan(options.study), Ledger(options.study)
             print(as_json(options.study, make_findings(plan, ledger)))

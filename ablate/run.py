@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,12 +18,14 @@ from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
 from ablate.planner import Declared, make_plan
 from ablate.preview import describe
-from ablate.study import Study
 from ablate.tracking import DEFAULT_STORE, check_store
 from ablate.workflow import parse_stages
 from assemblies import SIZES
 from blocks import UsageError, default_registry
 from blocks.errors import Parser
+
+if TYPE_CHECKING:
+    from ablate.study import Study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -192,6 +194,8 @@ class _Command(ModuleType):
         Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
         ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
         """
+        from ablate.study import Study
+
         top = parser()
         arguments = keywords.command_line(top, {"grid": grid, **flags})
         options = keywords.parse(top, arguments)

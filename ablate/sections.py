@@ -20,8 +20,8 @@ PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
 PAPER_FINETUNED = {"contrastive": 13.66, "perplexity": 5.18, "coca": 5.55}
 RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
 FOREST = (
-    "every contrast's improvement with its 95% interval. A filled point is a clear effect, a square "
-    "is equivalent, a hollow point is not clear; arrows go on beyond the picture."
+    "every contrast's improvement with its 95% interval. A filled point is a clear effect, a "
+    "square is equivalent, a hollow point is not clear; arrows go on beyond the picture."
 )
 SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
 
