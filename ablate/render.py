@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -94,12 +94,13 @@ def html(document: Document, directory: Path) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., object]] = {
         "cell": _html_cell,
         "prose": _html_prose,
         "figure": lambda picture: _html_figure(picture, directory),
         "numeric": numeric,
     }
+    environment.filters |= filters
     page = environment.get_template("report.html")
     return page.render(document=document, style=Markup(_style()))
 
