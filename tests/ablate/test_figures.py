@@ -12,8 +12,7 @@ from matplotlib.colors import to_hex
 from studies import HOSTILE, finish, planned, write_result
 
 from ablate import cell_figures, figures
-from ablate.effects import effect, improvements
-from ablate.effects import Rule
+from ablate.effects import Rule, effect, improvements
 from ablate.figures import draw_figures
 from ablate.findings import FINETUNED, METRICS, Findings, make_findings, stage_losses
 from ablate.ink import INK, INKS, MUTED, ZONE, save
@@ -241,7 +240,9 @@ def test_hostile_names_are_drawn_as_they_are(shapes: str, tmp_path: Path) -> Non
     plan, ledger = planned(tmp_path, shapes, seeds=3, rename={"baseline+rope": HOSTILE})
     finish(plan, ledger)
     content = save(cell_figures.curves(plan, ledger), tmp_path / "a.svg").read_text("utf-8")
-    words = ["".join(text.itertext()) for text in ET.fromstring(content).iter() if "text" in text.tag]
+    words = [
+        "".join(text.itertext()) for text in ET.fromstring(content).iter() if "text" in text.tag
+    ]
     assert HOSTILE in words
 
 
