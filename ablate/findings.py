@@ -72,7 +72,7 @@ class Findings:
 def make_findings(plan: Plan, ledger: Ledger) -> Findings:
     """Return what the ledger's finished trials show; raises where a swap did not happen."""
     unproven = prove_results(plan, ledger)
-    rule = Rule(smallest_effect=plan.smallest_effect)
+    rule = Rule(smallest_effect=plan.smallest_effect, looks=plan.looks)
     losses = stage_losses(plan, ledger)
     found: list[Effect] = []
     noise: list[Effect] = []
@@ -150,16 +150,15 @@ def _example_effect(
     reference, candidate = contrast.pairs[0]
     rows, clusters = [], None
     for old, new in zip(plan.of_cell(reference), plan.of_cell(candidate), strict=True):
-        both = [_losses_of(trial, ledger, metric) for trial in (old, new)]
-        if both[0] is None or both[1] is None:
-            continue
-        (before, clusters), (after, _) = both
-        rows.append(100 * (before - after) / before.mean())
+        before, after = (_losses_of(trial, ledger, metric) for trial in (old, new))
+        if before is not None and after is not None:
+            clusters = before[1]
+            rows.append(100 * (before[0] - after[0]) / before[0].mean())
     if len(rows) < 2 or clusters is None or len({len(row) for row in rows}) > 1:
         return None
     values = np.stack(rows)
     by_seed, by_example, two_way = clustered_error(values, clusters)
-    half = t_quantile(len(rows) - 1) * two_way
+    half = t_quantile(min(len(rows), len(set(clusters.tolist()))) - 1) * two_way
     mean = float(values.mean())
     return ExampleEffect(
         contrast=contrast.name,

@@ -1,129 +1,61 @@
-"""Effects with their uncertainty: paired by seed, relative, in percent, as the paper reports.
+"""Numbers with their uncertainty, over seeds: intervals, tests, families of tests, power.
 
-Improvement of a candidate B over a reference A in a loss is (A - B) / A. A contrast of several
-pairs of cells (a main effect) averages the pairs within each seed; seeds are the units.
+Pure functions of numbers: what is compared with what is said in `ablate.effects`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-from ablate.grid import Contrast
-
-CONFIDENCE = 0.95
+ALPHA = 0.05
+CONFIDENCE = 1 - ALPHA
+POWER = 0.8
 EXACT_PAIRS = 16  # 2^16 sign patterns are enumerated in a moment; beyond, the t test serves
 Values = np.ndarray[Any, np.dtype[np.float64]]
-Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Effect:
-    """A contrast's estimate in one metric; numbers in percent, positive when the loss falls.
-
-    ``p`` is the paired t test's, ``p_adjusted`` Holm's over the secondary contrasts, by which the
-    verdict goes; ``p_exact`` is the sign-flip test's, which assumes nothing of the distribution;
-    ``correlation`` that of reference and candidate over seeds (what pairing by seed gains from).
-    """
-
-    contrast: str
-    metric: str
-    seeds: tuple[int, ...]
-    estimate: float
-    low: float
-    high: float
-    p: float
-    p_exact: float
-    p_adjusted: float
-    correlation: float
-    verdict: str
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Return how many standard errors a two-sided t interval reaches to either side."""
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
-def improvements(contrast: Contrast, losses: Losses) -> dict[int, float]:
-    """Return the improvement in percent for each seed that all cells of the contrast have."""
-    cells = set(itertools.chain.from_iterable(contrast.pairs))
-    seeds = set.intersection(*({s for c, s in losses if c == cell} for cell in cells))
-    return {
-        seed: float(
-            np.mean([100 * (1 - losses[b, seed] / losses[a, seed]) for a, b in contrast.pairs])
-        )
-        for seed in sorted(seeds)
-    }
+def standard_error(values: Values) -> float:
+    """Return the standard error of a mean; infinite below two values."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-def mean_improvements(contrast: Contrast, sets: Sequence[Losses]) -> dict[int, float]:
-    """Return the improvement in percent, averaged over data sets, for each seed that all have."""
-    found = [improvements(contrast, losses) for losses in sets]
-    seeds = set.intersection(*(set(by_seed) for by_seed in found))
-    return {seed: float(np.mean([by_seed[seed] for by_seed in found])) for seed in sorted(seeds)}
-
-
-def effect(contrast: Contrast, metric: str, *sets: Losses) -> Effect:
-    """Return a contrast's mean improvement with a t interval over seeds; not yet adjusted.
-
-    Over several data sets, improvements are averaged within each seed, as the paper's mean over
-    fine-tunings: seeds stay the units.
-    """
-    by_seed = mean_improvements(contrast, sets)
-    correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
-    values = np.array(list(by_seed.values()))
-    estimate = float(values.mean()) if len(values) else math.nan
-    low, high = t_interval(values)
-    p = t_test_p(values)
-    return Effect(
-        contrast=contrast.name,
-        metric=metric,
-        seeds=tuple(by_seed),
-        estimate=estimate,
-        low=low,
-        high=high,
-        p=p,
-        p_exact=sign_flip_p(values),
-        p_adjusted=p,
-        correlation=float(np.mean(correlations)),
-        verdict=verdict(estimate, p, len(values)),
-    )
-
-
-def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses) -> list[Effect]:
-    """Return all contrasts' effects in one metric, Holm-adjusted over the secondary ones."""
-    found = [effect(contrast, metric, *sets) for contrast in contrasts]
-    secondary = [i for i, contrast in enumerate(contrasts) if not contrast.primary]
-    adjusted = dict(zip(secondary, holm([found[i].p for i in secondary]), strict=True))
-    return [_adjust(e, adjusted[i]) if i in adjusted else e for i, e in enumerate(found)]
-
-
-def _adjust(found: Effect, p: float) -> Effect:
-    fields = {name: getattr(found, name) for name in Effect.__dataclass_fields__}
-    word = verdict(found.estimate, p, len(found.seeds))
-    return Effect(**{**fields, "p_adjusted": p, "verdict": word})
-
-
-def t_interval(values: Values) -> tuple[float, float]:
-    """Return the 95% t interval of a mean; infinite below two values."""
-    n = len(values)
-    if n < 2:
+def t_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the t interval of a mean; infinite below two values."""
+    if len(values) < 2:
         return -math.inf, math.inf
-    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return mean - half, mean + half
+    half = t_quantile(len(values) - 1, confidence) * standard_error(values)
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def one_sided_p(values: Values, above: float) -> float:
+    """Return the p of a t test that a mean is not above a bound; 1 below two values."""
+    if len(values) < 2:
+        return 1.0
+    gap, error = float(values.mean()) - above, standard_error(values)
+    if error == 0:
+        return 0.0 if gap > 0 else 1.0
+    return float(stats.t.sf(gap / error, len(values) - 1))
 
 
 def t_test_p(values: Values) -> float:
     """Return the two-sided p of a paired t test on differences; 1 below two values."""
-    if len(values) < 2:
-        return 1.0
-    spread = float(values.std(ddof=1))
-    if spread == 0:
-        return float(values.mean() == 0)
-    t = abs(float(values.mean())) / (spread / math.sqrt(len(values)))
-    return float(2 * stats.t.sf(t, len(values) - 1))
+    return min(1.0, 2 * min(one_sided_p(values, 0.0), one_sided_p(-values, 0.0)))
+
+
+def equivalence_p(values: Values, margin: float) -> float:
+    """Return the p of two one-sided tests (TOST) that a mean is not within ±margin."""
+    return max(one_sided_p(values, -margin), one_sided_p(-values, -margin))
 
 
 def sign_flip_p(values: Values) -> float:
@@ -132,7 +64,7 @@ def sign_flip_p(values: Values) -> float:
     if n == 0:
         return 1.0
     if n > EXACT_PAIRS:
-        return float(stats.ttest_1samp(values, 0.0).pvalue)
+        return t_test_p(values)
     signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
     sums = np.abs(signs @ values)
     as_extreme = np.count_nonzero(sums >= abs(float(values.sum())) * (1 - 1e-12))
@@ -140,7 +72,7 @@ def sign_flip_p(values: Values) -> float:
 
 
 def smallest_p(seeds: int) -> float:
-    """Return the smallest two-sided p that a number of seed pairs can reach."""
+    """Return the smallest two-sided p that a sign-flip test of so many pairs can reach."""
     return min(1.0, 2.0 ** (1 - seeds))
 
 
@@ -154,20 +86,68 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:
-    """Return the mean correlation over seeds between reference and candidate; nan if undefined."""
-    found = []
-    for a, b in contrast.pairs:
-        old, new = ([losses[cell, seed] for seed in seeds] for cell in (a, b))
-        if len(seeds) > 2 and np.std(old) > 0 and np.std(new) > 0:
-            found.append(float(np.corrcoef(old, new)[0, 1]))
-    return float(np.mean(found)) if found else math.nan
+def adjust_family(
+    primary: float, others: Sequence[float], share: float
+) -> tuple[float, list[float]]:
+    """Return adjusted p of a primary hypothesis and of the others, which make one family.
+
+    The primary is tested at ``share`` of alpha, the others by Holm's method at the rest; either
+    side, once rejected whole, hands its part to the other (a graphical procedure: Bretz, Maurer,
+    Brannath and Posch 2009). At most alpha of all studies without true effects reject anything.
+    """
+    within = holm(others)
+    if not others:
+        return primary, []
+    first, rest = min(1.0, primary / share), [min(1.0, p / (1 - share)) for p in within]
+    return (
+        min(first, max(primary, *rest)),
+        [min(own, max(first, p)) for own, p in zip(rest, within, strict=True)],
+    )
 
 
-def verdict(estimate: float, p: float, seeds: int) -> str:
-    """Return the word for an effect: improved, worse, inconclusive, or too few seeds."""
-    if seeds < 3:
-        return "too few seeds"
-    if p > 1 - CONFIDENCE:
-        return "inconclusive"
-    return "improved" if estimate > 0 else "worse"
+def power(effect: float, seeds: int, deviation: float, alpha: float = ALPHA) -> float:
+    """Return the chance that a two-sided paired t test at ``alpha`` finds a true effect."""
+    if seeds < 2:
+        return 0.0
+    shift, freedom = effect / deviation * math.sqrt(seeds), seeds - 1
+    critical = t_quantile(freedom, 1 - alpha)
+    above, below = stats.nct.sf(critical, freedom, shift), stats.nct.sf(critical, freedom, -shift)
+    return float(np.nan_to_num(above) + np.nan_to_num(below))
+
+
+def detectable_effect(
+    seeds: int, deviation: float, alpha: float = ALPHA, wanted: float = POWER
+) -> float:
+    """Return the smallest true effect that is found with the wanted power; infinite below two."""
+    if seeds < 2 or not math.isfinite(deviation):
+        return math.inf
+    # Above this bound the t statistic clears its critical value with near certainty.
+    most = 20 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
+
+    def shortfall(effect: float) -> float:
+        return power(effect, seeds, 1.0, alpha) - wanted
+
+    return deviation * float(optimize.brentq(shortfall, 0.0, most, xtol=1e-9))
+
+
+def clustered_error(values: Values, clusters: Values) -> tuple[float, float, float]:
+    """Return standard errors of the mean of values [seeds n]: over seeds, over clusters, over both.
+
+    ``clusters`` [n] numbers the examples that belong together. The last one is for other seeds and
+    other examples (two-way clustering: Cameron, Gelbach and Miller 2011; for evaluations:
+    arXiv 2411.00640).
+    """
+    gaps = values - values.mean()
+    members = np.unique(clusters, return_inverse=True)[1]
+    by_both = np.zeros((len(values), members.max() + 1))
+    np.add.at(by_both.T, members, gaps.T)  # [seeds clusters]
+
+    def variance(sums: Values) -> float:
+        count = sums.size
+        return float((sums**2).sum()) / values.size**2 * count / max(1, count - 1)
+
+    seeds, examples, both = (
+        variance(sums) for sums in (by_both.sum(axis=1), by_both.sum(axis=0), by_both.ravel())
+    )
+    two_way = max(seeds + examples - both, seeds, examples)  # the difference may come out too small
+    return math.sqrt(seeds), math.sqrt(examples), math.sqrt(two_way)

@@ -19,7 +19,7 @@ from typing import Any
 from ablate.files import read_json, write_json
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.statistics import Effect
+from ablate.effects import Effect
 from ablate.trial import Trial
 from assemblies.config import flatten
 from blocks import UsageError

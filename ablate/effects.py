@@ -1,0 +1,198 @@
+"""Effects: what a contrast does to a loss, paired by seed, relative, in percent, with a verdict.
+
+Improvement of a candidate B over a reference A in a loss is (A - B) / A, as the paper reports it. A
+contrast of several pairs of cells (a main effect) averages the pairs within each seed, a mean over
+data sets averages the sets within each seed: seeds are the units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from ablate.grid import Contrast
+from ablate.sequential import level, sequential_p
+from ablate.statistics import (
+    ALPHA,
+    CONFIDENCE,
+    Values,
+    adjust_family,
+    equivalence_p,
+    holm,
+    sign_flip_p,
+    t_interval,
+    t_test_p,
+)
+
+FEWEST_SEEDS = 3  # a verdict needs so many
+Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """How verdicts are reached; declared before a study runs.
+
+    ``smallest_effect`` is the improvement in percent below which a difference is of no interest,
+    ``primary_share`` the part of alpha that the primary contrast has, ``looks`` the numbers of
+    seeds at which a race is looked at.
+    """
+
+    smallest_effect: float = 1.0
+    primary_share: float = 0.8
+    looks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effect:
+    """A contrast's estimate in one metric; numbers in percent, positive when the loss falls.
+
+    ``deviation`` is how much the improvement varies from seed to seed. ``p`` is the paired t
+    test's (over all looks, in a race), ``p_adjusted`` that of the family of all contrasts, by which
+    the verdict goes; ``p_equivalent`` says how well an effect of interest is ruled out; ``p_exact``
+    is the sign-flip test's, which assumes nothing of the distribution. ``correlation`` is that of
+    reference and candidate over seeds (what pairing by seed gains from).
+    """
+
+    contrast: str
+    metric: str
+    seeds: tuple[int, ...]
+    estimate: float
+    low: float
+    high: float
+    deviation: float
+    p: float
+    p_adjusted: float
+    p_equivalent: float
+    p_exact: float
+    correlation: float
+    verdict: str
+
+
+def improvements(contrast: Contrast, losses: Losses) -> dict[int, float]:
+    """Return the improvement in percent for each seed of which all cells have a finite loss."""
+    return {
+        seed: float(
+            np.mean([100 * (1 - losses[b, seed] / losses[a, seed]) for a, b in contrast.pairs])
+        )
+        for seed in sorted(_seeds(contrast, losses))
+    }
+
+
+def _seeds(contrast: Contrast, losses: Losses) -> set[int]:
+    seen = {seed for cell, seed in losses if cell in contrast.cells}
+    return {s for s in seen if all(_usable(losses, cell, s) for cell in contrast.cells)}
+
+
+def _usable(losses: Losses, cell: str, seed: int) -> bool:
+    loss = losses.get((cell, seed), math.nan)
+    return math.isfinite(loss) and loss > 0
+
+
+def missing(contrast: Contrast, losses: Losses) -> dict[int, str]:
+    """Return why a seed that some of the contrast's cells have cannot be used, by seed."""
+    seen = {seed for cell, seed in losses if cell in contrast.cells}
+    found = {}
+    for seed in sorted(seen - _seeds(contrast, losses)):
+        lost = sorted(cell for cell in contrast.cells if not _usable(losses, cell, seed))
+        found[seed] = f"no usable loss of {', '.join(lost)}"
+    return found
+
+
+def mean_improvements(contrast: Contrast, sets: Sequence[Losses]) -> dict[int, float]:
+    """Return the improvement in percent, averaged over data sets, for each seed that all have."""
+    found = [improvements(contrast, losses) for losses in sets]
+    seeds = set.intersection(*(set(by_seed) for by_seed in found))
+    return {seed: float(np.mean([by_seed[seed] for by_seed in found])) for seed in sorted(seeds)}
+
+
+def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect:
+    """Return a contrast's mean improvement over seeds, and over data sets if there are several.
+
+    Its p is that of this one contrast; `effects` adjusts for the others.
+    """
+    by_seed = mean_improvements(contrast, sets)
+    correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
+    values = np.array(list(by_seed.values()))
+    n = len(values)
+    low, high = t_interval(values, _confidence(rule, n))
+    p = _p(values, rule)
+    found = Effect(
+        contrast=contrast.name,
+        metric=metric,
+        seeds=tuple(by_seed),
+        estimate=float(values.mean()) if n else math.nan,
+        low=low,
+        high=high,
+        deviation=float(values.std(ddof=1)) if n > 1 else math.nan,
+        p=p,
+        p_adjusted=p,
+        p_equivalent=_equivalence(values, rule),
+        p_exact=sign_flip_p(values),
+        correlation=float(np.mean(correlations)),
+        verdict="",
+    )
+    return _judged(found)
+
+
+def _p(values: Values, rule: Rule) -> float:
+    return sequential_p(values, rule.looks, t_test_p) if rule.looks else t_test_p(values)
+
+
+def _equivalence(values: Values, rule: Rule) -> float:
+    test = partial(equivalence_p, margin=rule.smallest_effect)
+    return sequential_p(values, rule.looks, test) if rule.looks else test(values)
+
+
+def _confidence(rule: Rule, seeds: int) -> float:
+    """Return the interval's level: wider in a race, so that it holds at every look."""
+    return 1 - level(rule.looks, seeds) if rule.looks else CONFIDENCE
+
+
+def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rule) -> list[Effect]:
+    """Return all contrasts' effects in one metric, with p adjusted over their whole family."""
+    found = [effect(contrast, metric, *sets, rule=rule) for contrast in contrasts]
+    first = [e for e, contrast in zip(found, contrasts, strict=True) if contrast.primary]
+    others = [e for e, contrast in zip(found, contrasts, strict=True) if not contrast.primary]
+    if first:
+        own, rest = adjust_family(first[0].p, [e.p for e in others], rule.primary_share)
+        adjusted = {first[0].contrast: own}
+    else:
+        adjusted, rest = {}, holm([e.p for e in others])
+    adjusted |= {e.contrast: p for e, p in zip(others, rest, strict=True)}
+    return [_judged(replace(e, p_adjusted=adjusted[e.contrast])) for e in found]
+
+
+def _judged(found: Effect) -> Effect:
+    return replace(found, verdict=verdict(found))
+
+
+def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:
+    """Return the mean correlation over seeds between reference and candidate; nan if undefined."""
+    found = []
+    for a, b in contrast.pairs:
+        old, new = ([losses[cell, seed] for seed in seeds] for cell in (a, b))
+        if len(seeds) > 2 and np.std(old) > 0 and np.std(new) > 0:
+            found.append(float(np.corrcoef(old, new)[0, 1]))
+    return float(np.mean(found)) if found else math.nan
+
+
+def verdict(found: Effect) -> str:
+    """Return the word for an effect.
+
+    ``improved`` or ``worse`` where the adjusted p is at most 5%; else ``equivalent`` where an
+    effect of interest is ruled out at 5%; else ``inconclusive``; below three, ``too few seeds``.
+    """
+    if len(found.seeds) < FEWEST_SEEDS:
+        return "too few seeds"
+    if found.p_adjusted <= ALPHA:
+        return "improved" if found.estimate > 0 else "worse"
+    return "equivalent" if found.p_equivalent <= ALPHA else "inconclusive"
+
+
+def verdict_is_clear(word: str) -> bool:
+    """Return whether a verdict says that there is an effect."""
+    return word in ("improved", "worse")
