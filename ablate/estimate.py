@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ablate.train import loss_weights
 from ablate.trial import Trial
-from assemblies import CoCa, Cost, captioning_loss, contrastive_loss
+from assemblies import CoCa, Cost, contrastive_loss
 from blocks import Registry
 
 PROCESS = 350 * 2**20  # bytes of torch and everything else that any trial loads
 COPIES = 5  # of the parameters: weights, gradients, two moments, and the best weights so far
 CHECKPOINT = 8  # more, while a checkpoint is written: weights, moments and best ones, twice
-REACHED = 0.35  # of a large matmul's speed; what nano and tiny cells reach on a CPU core
+REACHED = 0.4  # of a large matmul's speed; what nano and tiny cells reach on a CPU core
 SIDE, TRIALS = 1024, 5  # of the matmul
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's, under Linux
 
 
 @cache
@@ -69,15 +70,14 @@ def saved_bytes(trial: Trial, registry: Registry) -> int:
     """
     cell, recipe = trial.cell, trial.recipe
     batch = recipe.batch // recipe.accumulate
-    kept: dict[int, int] = {}
+    wanted = loss_weights(cell, recipe)
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[id(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-        holding.append(tensor)  # an id is given again once its storage is gone
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
         return tensor
 
-    holding: list[Tensor] = []
-    wanted = loss_weights(cell, recipe)
     with torch.device("meta"):
         model = CoCa(cell, registry=registry)
         images = torch.empty(batch, 3, cell.image.size, cell.image.size)
@@ -93,4 +93,20 @@ def saved_bytes(trial: Trial, registry: Registry) -> int:
             )
             if out.embeddings is not None:
                 contrastive_loss(out.embeddings, lengths)
-    return sum(kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def host_memory() -> int:
+    """Return the bytes of memory that this machine, or this container, has."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(LIMIT.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no such file, or the word max
+        return physical
+
+
+def gpu_memory() -> int:
+    """Return the bytes of memory of a GPU; 0 without one."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.get_device_properties(0).total_memory)
