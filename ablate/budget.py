@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ablate.effects import FEWEST_SEEDS
 from ablate.forecast import Forecast
 from ablate.ledger import Ledger
-from ablate.plan import Plan
+from ablate.plan import AGAIN, Plan
 from ablate.trial import Trial
 from blocks import UsageError
 
@@ -74,14 +74,14 @@ def total_seconds(work: Sequence[Work], forecasts: Mapping[str, Forecast], slots
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A smaller design: its cells and seeds, its predicted seconds, and what it leaves out.
+    """A smaller design: its seeds and predicted seconds, and what it leaves out.
 
-    ``cells`` are the grid's own, ``noise`` says whether the A/A cell stays.
+    ``cells`` are those of the grid that stay, in case some are ``dropped``; the A/A cell, which is
+    not the grid's, is dropped before any of them. ``lost`` are contrasts and the like, in words.
     """
 
     cells: tuple[str, ...]
     seeds: int
-    noise: bool
     seconds: float
     dropped: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
@@ -141,14 +141,11 @@ def _proposal(
     lost = [c.name for c in plan.contrasts if not c.cells <= kept]
     if plan.factorial and not plan.factorial.keys() <= kept:
         lost.append("the attribution to single swaps")
-    noise = plan.noise is not None and plan.noise.cells <= kept
-    if plan.noise and not noise:
+    if plan.noise and not plan.noise.cells <= kept:
         lost.append(f"{plan.noise.name} (the noise floor)")
-    again = plan.noise.cells - {plan.noise.pairs[0][0]} if plan.noise else set()
     return Proposal(
-        cells=tuple(name for name in plan.cells if name in kept - again),
+        cells=tuple(name for name in plan.cells if name in kept and not name.endswith(AGAIN)),
         seeds=seeds,
-        noise=noise,
         seconds=seconds,
         dropped=dropped,
         lost=tuple(lost),

@@ -31,8 +31,10 @@ from blocks import Registry, UsageError
 MEASURED, RECORDED, ESTIMATED = "measured", "recorded", "estimated"
 SLOWEST = 60.0  # seconds that measuring a cell may be expected to take
 # Of a recipe: what changes neither the time of a step nor that of an evaluation.
-FREE = ("data", "steps", "lr", "warmup", "weight_decay", "beta2", "clip", "max_scale", "flip")
-FREE += ("evaluate", "patience")
+FREE = {
+    *("data", "steps", "evaluate", "patience", "lr", "warmup"),
+    *("weight_decay", "beta2", "clip", "max_scale", "flip"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +165,7 @@ def _records(given: Trial, plan: Plan, ledger: Ledger) -> dict[str, float]:
     return {name: statistics.mean(seconds) for name, seconds in found.items()}
 
 
-def _from_measurement(
-    trial: Trial, found: Measurement, trained: Mapping[str, float]
-) -> Forecast:
+def _from_measurement(trial: Trial, found: Measurement, trained: Mapping[str, float]) -> Forecast:
     """Return the forecast that timings give, with the training time of finished trials if known."""
     seconds = {}
     for stage in trial.stages:

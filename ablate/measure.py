@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -49,7 +49,7 @@ def measure(
     again = itertools.islice(itertools.cycle(trials), -len(trials) % conditions.slots)
     waiting = deque(enumerate([*trials, *again]))
     answers: dict[int, dict[str, Any]] = {}
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(_probe(i, conditions)) for i in range(conditions.slots)]
         busy: list[_Probe] = []
         while busy or (idle and waiting):
@@ -82,10 +82,8 @@ class _Probe:
             "threads": conditions.threads,
         }
         assert self.process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # then it has died, which its answer will tell
             print(json.dumps(job), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has died, which its answer will tell
         self.number, self.until = number, time.monotonic() + PATIENCE
         return self
 
@@ -106,13 +104,13 @@ class _Probe:
 def _ready(busy: Sequence[_Probe]) -> list[_Probe]:
     """Return the probes that have answered, have died, or have run out of time."""
     patience = max(0.0, min(probe.until for probe in busy) - time.monotonic())
-    streams = [probe.process.stdout for probe in busy]
+    streams = [probe.process.stdout for probe in busy if probe.process.stdout is not None]
     answered, _, _ = select.select(streams, [], [], patience)
     now = time.monotonic()
     return [p for p in busy if p.process.stdout in answered or now >= p.until]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _probe(number: int, conditions: Conditions) -> Iterator[_Probe]:
     """Hold a process that measures, on the GPU that this slot's trials will have."""
     environment = os.environ | conditions.environment
