@@ -38,8 +38,9 @@ def make_console(output: str = "auto") -> Console:
 
     It says nothing if the output is not for a person to read.
     """
-    console = Console(quiet=output != "auto")
-    return console if console.is_terminal else Console(width=200)
+    quiet = output != "auto"
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=200, quiet=quiet)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
