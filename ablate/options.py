@@ -89,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
         dest="output",
         action="store_const",
         const="quiet",
+        default="auto",
         help="print nothing but warnings, errors, and the report's path",
     )
     output.add_argument(

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from ablate.budget import parse_duration
 from ablate.forecast import Forecast, forecast, known
-from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.options import parse_settings, parser, smaller_command, split_names
@@ -27,14 +26,17 @@ from ablate.tracking import check_store
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
 
+DONE, BAD_USAGE, INTERRUPTED = 0, 2, 130
+
 
 def make_console(output: str = "auto") -> Console:
     """Return a console as wide as the terminal, and wide enough for the tables in a log.
 
     It says nothing if the output is not for a person to read.
     """
-    console = Console(quiet=output != "auto")
-    return console if console.is_terminal else Console(width=200)
+    quiet = output != "auto"
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=200, quiet=quiet)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +69,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         return DONE
     if refusal:
         raise UsageError(refusal)
+    from ablate.launch import Launch, run_study  # with all that draws; a plan does without
+
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
