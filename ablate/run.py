@@ -9,10 +9,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ablate import keywords
 from ablate.budget import parse_duration
 from ablate.forecast import Forecast, forecast, known
 from ablate.ledger import Ledger
@@ -25,6 +27,9 @@ from ablate.preview import as_data, describe, describe_proposal
 from ablate.tracking import check_store
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
+
+if TYPE_CHECKING:
+    from ablate.study import Study
 
 DONE, BAD_USAGE, INTERRUPTED = 0, 2, 130
 
@@ -155,6 +160,30 @@ def _absolute(plugin: str) -> str:
     is_file = plugin.endswith(".py") or "/" in plugin
     return str(Path(plugin).expanduser().resolve()) if is_file else plugin
 
+
+class _Command(ModuleType):
+    """This module, which can be called: importing it binds its name in the package ``ablate``.
+
+    So a function `ablate.run` would be hidden as soon as anything imports the module of that name.
+    """
+
+    def __call__(self, grid: str, **flags: Any) -> Study | None:
+        """Run the command from Python and return the study; None after ``plan=True``.
+
+        Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
+        ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
+        """
+        from ablate.study import Study
+
+        top = parser()
+        arguments = keywords.command_line(top, {"grid": grid, **flags})
+        options = keywords.parse(top, arguments)
+        options.arguments = arguments
+        _main(options, make_console(options.output))
+        return None if options.plan else Study.open(study_directory(options))
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     sys.exit(main())
