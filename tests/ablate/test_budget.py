@@ -22,9 +22,10 @@ from ablate.budget import (
     work_left,
 )
 from ablate.forecast import Forecast
+from ablate.launch import _left_out, refuse_other_study
 from ablate.ledger import Ledger
 from ablate.options import parser, smaller_command, split_names
-from ablate.plan import Plan
+from ablate.plan import Plan, write_plan
 from ablate.planner import Declared, make_plan
 from ablate.stages import run_trial
 from blocks import UsageError, default_registry
@@ -195,7 +196,10 @@ def test_cells_of_a_grid_can_be_chosen(shapes: str) -> None:
         make_plan("full", "nano", 3, settings, REGISTRY, declared=Declared(cells=("orignal",)))
 
 
-def test_the_same_trials_are_chosen_as_without(plan: Plan, shapes: str) -> None:
+def test_the_same_trials_are_chosen_as_without(plan: Plan, shapes: str, tmp_path: Path) -> None:
     chosen = Declared(cells=("baseline", "grr"))
     fewer = make_plan("full", "nano", 5, {**STEPS, "data": shapes}, REGISTRY, declared=chosen)
     assert {t.key for t in fewer.trials} < {t.key for t in plan.trials}
+    write_plan(plan, tmp_path, {})
+    refuse_other_study(fewer, Ledger(tmp_path))  # fewer cells are the same study
+    assert _left_out(fewer, Ledger(tmp_path)) == [n for n in plan.cells if n not in fewer.cells]
