@@ -13,10 +13,11 @@ from rich.table import Table as RichTable
 from ablate import progress
 from ablate.figures import draw_captions
 from ablate.ledger import Ledger
+from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
 from ablate.report import Report, make_report, write_report
-from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.tracking import Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
 
@@ -94,7 +95,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         report = make_report(plan, ledger)
         paths = write_report(report, plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(report.effects, paths, complete=not unfinished)
+        tracker.close(report.effects, paths)
     if len(unfinished) < len(plan.trials):
         show(report, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"

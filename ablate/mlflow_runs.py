@@ -177,9 +177,8 @@ class StudyRuns:
         """End the study's run, and those of trials that were stopped, as the ledger has them."""
         left = [trial for trial in self.plan.trials if self.ledger.result(trial) is None]
         failures = [trial for trial in left if self.ledger.failure(trial) is not None]
-        for trial in left:
-            child = self.known["children"].get(trial.key)
-            if child and trial not in failures:
+        for child in self.known["children"].values():
+            if not child["final"] and "failed" not in child:
                 self.client.set_terminated(child["run"], "KILLED")
         done = len(self.plan.trials) - len(left)
         self.client.set_tag(self.parent, "ablate.trials", f"{done} of {len(self.plan.trials)} done")

@@ -14,8 +14,8 @@ import socket
 import sqlite3
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ TIMEOUT = 5.0  # seconds
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -95,49 +96,36 @@ def _check_file(file: Path, uri: str) -> None:
         raise UsageError(f"--mlflow {uri!r} names no file; write sqlite:///FILE.db")
     if not file.parent.is_dir():
         raise UsageError(f"--mlflow {uri!r}: there is no folder {str(file.parent)!r}")
-    if not os.access(
-        file.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
-    ):
-        raise UsageError(
-            f"--mlflow {uri!r}: the folder {str(file.parent)!r} is read-only; sqlite writes there"
-        )
+    for place in (file.parent, *([file] if file.exists() else [])):  # sqlite writes beside as well
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise UsageError(
+                f"--mlflow {uri!r}: {str(place)!r} is read-only; change that, or use another file"
+            )
     if not file.exists():
         return
     try:
-        with closing_database(file, "rw") as database:
-            database.execute("begin immediate")  # as a writer would
-            database.execute("rollback")
-            tables = {str(name) for (name,) in database.execute("select name from sqlite_master")}
-            found = (
-                "alembic_version" in tables
-                and database.execute("select version_num from alembic_version").fetchone()
-            )
+        tables, found = _look_into(file)
     except sqlite3.Error as error:
         if "locked" in str(error):
             return  # by another writer, at this moment
-        raise UsageError(f"--mlflow {uri!r}: {_sqlite_trouble(error)}") from None
+        raise UsageError(
+            f"--mlflow {uri!r}: the file cannot be used ({error}); move it away, or use another"
+        ) from None
     if tables and "experiments" not in tables:
         raise UsageError(f"--mlflow {uri!r} is a database of another program, with no MLflow in it")
     if found:
-        _check_schema(str(found[0]), uri)
+        _check_schema(found, uri)
 
 
-def _sqlite_trouble(error: sqlite3.Error) -> str:
-    text = str(error)
-    if "readonly" in text or "unable to open" in text:
-        return f"the file cannot be written ({text}); change its permissions, or use another file"
-    return f"the file cannot be used ({text}); move it away, or use another file"
-
-
-@contextmanager
-def closing_database(file: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    """Open a sqlite file that exists (mode ``ro`` or ``rw``), and close it."""
-    address = f"{file.resolve().as_uri()}?mode={mode}"
-    database = sqlite3.connect(address, uri=True, timeout=1.0, isolation_level=None)
-    try:
-        yield database
-    finally:
-        database.close()
+def _look_into(file: Path) -> tuple[set[str], str]:
+    """Return the tables of a sqlite file, and MLflow's schema version if it has one."""
+    address = f"{file.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(address, uri=True, timeout=1.0)) as database:
+        tables = {str(name) for (name,) in database.execute("select name from sqlite_master")}
+        if "alembic_version" not in tables:
+            return tables, ""
+        row = database.execute("select version_num from alembic_version").fetchone()
+        return tables, str(row[0]) if row else ""
 
 
 def _check_schema(found: str, uri: str) -> None:
@@ -203,7 +191,7 @@ def connect(uri: str, warn: Callable[[str], None]) -> Any:
     os.environ.update({k: v for k, v in MLFLOW_ENVIRONMENT.items() if k not in os.environ})
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+    for name in ("mlflow", "alembic", "databricks"):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return MlflowClient(tracking_uri=store)
@@ -245,7 +233,7 @@ def _server_version(store: str) -> str:
 
 def explain(error: BaseException) -> str:
     """Return an error of any backend as one short line."""
-    text = str(error).strip() or repr(error)
+    text = re.sub(r"^\([\w.]+Error\) ", "", str(error).strip()) or repr(error)
     return text.splitlines()[0].rstrip(".")[:200]
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from ablate.grids import GRIDS
 from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
+from ablate.mlflow_store import DEFAULT_STORE, check_store
 from ablate.planner import Declared, make_plan
 from ablate.preview import describe
-from ablate.tracking import DEFAULT_STORE, check_store
 from ablate.workflow import parse_stages
 from assemblies import SIZES
 from blocks import UsageError, default_registry

@@ -55,7 +55,7 @@ class Tracker:
             threading.Event(),
             threading.Event(),
         )
-        self.connected = self.warned = False
+        self.connected, self.told = False, set[str]()
         self.refused: list[str] = []
         self.progress = self.sampled = time.monotonic()
         self.writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
@@ -112,6 +112,7 @@ class Tracker:
 
     def _put(self, name: str, job: Job) -> None:
         with self.lock:
+            self.jobs.pop(name, None)  # a later one goes to the end: a trial starts, then finishes
             self.jobs[name] = job
 
     def _write(self) -> None:
@@ -145,7 +146,7 @@ class Tracker:
         """Do a job; returns whether it went well, and says once if not."""
         try:
             if not self.connected:
-                self.runs.connect(self.warn)
+                self.runs.connect(self._tell_once)
                 self.connected = True
             job()
         except Exception as error:  # any database or network error, of any backend
@@ -164,12 +165,17 @@ class Tracker:
         return True
 
     def _complain(self, error: Exception) -> None:
-        if not self.warned:
-            self.warned = True
-            self.warn(
-                f"MLflow store {shown_store(self.uri)}: {explain(error)}. The study goes on; "
-                "the same command again, or python -m ablate.sync, brings MLflow up to date."
-            )
+        store = shown_store(self.uri)
+        self._tell_once(
+            f"MLflow store {store}: {explain(error)}. The study goes on; "
+            "the same command again, or python -m ablate.sync, brings MLflow up to date.",
+            about="trouble",
+        )
+
+    def _tell_once(self, text: str, about: str = "version") -> None:
+        if about not in self.told:
+            self.told.add(about)
+            self.warn(text)
 
     def _sample(self) -> None:
         if self.connected and time.monotonic() - self.sampled >= SAMPLE_SECONDS:
