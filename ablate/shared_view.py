@@ -54,7 +54,9 @@ def _trials_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
     sections = [{"uuid": "cells", "name": "Cells", "display": True, "isReordered": False}]
     columns = ["params.`cell`", "params.`seed`", *(f"metrics.`{name}`" for name in bars)]
     by_cell = [{"mode": "param", "groupByData": "cell"}]
-    return _state(parent, "trial", "test/coca", columns) | {
+    # The page loads 100 runs. By a metric they would be the best ones, and averages flattering; by
+    # pair they are as many of each cell.
+    return _state(parent, "trial", "params.`pair`", columns) | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": by_cell},
         "useGroupedValuesInCharts": True,
         "compareRunSections": sections,
@@ -66,13 +68,13 @@ def _effects_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
     numbers = [f"coca/{name}" for name in ("estimate", "low", "high", "p_adjusted", "seeds")]
     numbers += [f"{prefix}coca/estimate" for prefix in prefixes]
     columns = ["tags.`ablate.verdict`", *(f"metrics.`{name}`" for name in numbers)]
-    return _state(parent, "effect", "coca/p_adjusted", columns)
+    return _state(parent, "effect", "metrics.`coca/p_adjusted`", columns)
 
 
 def _state(parent: str, role: str, by: str, columns: Sequence[str]) -> dict[str, Any]:
     return {
         "searchFilter": runs_filter(parent, role),
-        "orderByKey": f"metrics.`{by}`",
+        "orderByKey": by,
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",

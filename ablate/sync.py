@@ -41,7 +41,7 @@ class Sync:
             return LACKING
         print(
             f"{self.store}: brought up to date {sum(trials)} of {len(trials)} trials, "
-            f"{effects} effects and {report} of {len(files)} files of the report"
+            f"{report} of {len(files)} files of the report, effects: {effects}"
         )
         return LACKING if self.lacking else DONE
 

@@ -141,7 +141,8 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
     yield f"    cells compared: {found['trial']}"
     yield f"    {of} side by side: {compare_link(base, experiment, runs[:MAX_COMPARED])}"
     yield f"    effects: {found['effect']}"
-    yield f"    report: {base}/#/experiments/{experiment}/runs/{parent}/artifacts"
+    run = f"{base}/#/experiments/{experiment}/runs/{parent}"
+    yield f"    report: {run}/artifacts/report/report.html"
 
 
 def busy(port: int) -> bool:

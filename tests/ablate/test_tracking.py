@@ -311,17 +311,17 @@ def test_sync_fills_a_fresh_store_and_then_has_nothing_to_do(
     command = [str(ledger.directory), "--mlflow", store]
     assert sync.main(command) == 0
     shown = capsys.readouterr().out
-    assert "brought up to date 4 of 4 trials, 1 effects and 2 of 2 files of the report" in shown
+    assert "brought up to date 4 of 4 trials, 2 of 2 files of the report, effects: 1" in shown
     before = contents(file)
     assert sync.main(command) == 0
-    assert "0 of 4 trials, 0 effects and 0 of 2 files" in capsys.readouterr().out
+    assert "0 of 4 trials, 0 of 2 files of the report, effects: 0" in capsys.readouterr().out
     assert contents(file) == before
     client = MlflowClient(tracking_uri=store)
     lost = next(iter(runs_of(store, "trial").values()))
     client.delete_run(lost.info.run_id)
     (ledger.directory / "report.md").write_text("# Another report")
     assert sync.main(command) == 0
-    assert "1 of 4 trials, 0 effects and 1 of 2 files" in capsys.readouterr().out
+    assert "1 of 4 trials, 1 of 2 files of the report, effects: 0" in capsys.readouterr().out
     assert lost.info.run_name in runs_of(store, "trial")
 
 

@@ -87,13 +87,21 @@ class Browser:
 
     def text(self) -> str:
         """Return all words on the page, and on pages shown in it."""
-        return str(
-            self.script(
-                "const inner = [...document.querySelectorAll('iframe')].map("
-                "f => { try { return f.contentDocument.body.innerText } catch { return '' } });"
-                "return [document.body ? document.body.innerText : '', ...inner].join('\\n')"
-            )
+        words = [self._words()]
+        for frame in self._find("iframe"):
+            self._ask("POST", "/frame", {"id": frame})
+            words.append(self._words())
+            self._ask("POST", "/frame", {"id": None})
+        return "\n".join(words)
+
+    def _words(self) -> str:
+        return str(self.script("return document.body ? document.body.innerText : ''"))
+
+    def _find(self, value: str, using: str = "css selector") -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self._ask(
+            "POST", "/elements", {"using": using, "value": value}
         )
+        return found
 
     def wait(self, *words: str, seconds: float = 90) -> float:
         """Wait until all words are on the page; returns the seconds that it took."""
@@ -106,8 +114,7 @@ class Browser:
 
     def click(self, words: str, tag: str = "*") -> None:
         """Click on the innermost element whose own text is ``words``."""
-        path = f"//{tag}[normalize-space(.)='{words}']"
-        found = self._ask("POST", "/elements", {"using": "xpath", "value": path})
+        found = self._find(f"//{tag}[normalize-space(.)='{words}']", "xpath")
         assert found, f"nothing to click says {words!r}"
         self._ask("POST", f"/element/{found[-1][ELEMENT]}/click", {})
 
