@@ -19,7 +19,11 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
         return [NOT_YET]
-    return [s for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main)) if s]
+    return [
+        s
+        for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main))
+        if s
+    ]
 
 
 def stamp(plan: Plan, found: Findings) -> str:
@@ -33,8 +37,8 @@ def stamp(plan: Plan, found: Findings) -> str:
     if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
         warnings.append(
             f"NOISE: {flagged[0].contrast}, the same cell under other seeds, differs by "
-            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound studies, "
-            "and in unsound ones"
+            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound "
+            "studies, and in unsound ones"
         )
     return "; ".join(warnings)
 
@@ -61,8 +65,17 @@ def _meaning(effect: Effect, smallest: float) -> str:
         + (f", though below the {smallest:g}% declared to be of interest" if small else ""),
         "worse": f"clearly worse (p = {effect.p_adjusted:.2g})",
         "equivalent": f"equivalent, that is, within {smallest:g}%, the smallest effect of interest",
-        "inconclusive": "inconclusive, these seeds cannot tell it from no effect",
+        "inconclusive": _why_inconclusive(effect),
     }.get(effect.verdict, f"{effect.verdict}, nothing can be said of it")
+
+
+def _why_inconclusive(effect: Effect) -> str:
+    if effect.p > ALPHA:
+        return "inconclusive, these seeds cannot tell it from no effect"
+    return (
+        f"inconclusive, for p = {effect.p:.2g} would do if it were the only contrast, but among "
+        f"all of them it is {effect.p_adjusted:.2g}"
+    )
 
 
 def _which(plan: Plan, found: Findings) -> str:

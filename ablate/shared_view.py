@@ -17,6 +17,7 @@ TAG = "mlflow.sharedViewState."
 MAX_COMPARED = 50  # runs that the comparison page shows in a bearable time
 BARS = ("test/coca", "test/contrastive", "test/perplexity")
 CURVES = ("val/coca", "train/loss")
+COSTS = ("parameters", "step_flops")  # a group has means of numbers only, hence no names of blocks
 
 
 def view_key(parent: str, role: str = "trial") -> str:
@@ -48,9 +49,7 @@ def _trials_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
     bars = [*BARS, *(f"{prefix}test/coca" for prefix in prefixes)]
     charts = [_chart("BAR", name, metricKey=name) for name in bars]
     charts += [_curve(name) for name in CURVES]
-    charts.append(
-        _chart("PARALLEL", "all", selectedParams=["cell", "seed"], selectedMetrics=[*BARS])
-    )
+    charts.append(_chart("PARALLEL", "all", selectedParams=[*COSTS], selectedMetrics=[*BARS]))
     sections = [{"uuid": "cells", "name": "Cells", "display": True, "isReordered": False}]
     columns = ["params.`cell`", "params.`seed`", *(f"metrics.`{name}`" for name in bars)]
     by_cell = [{"mode": "param", "groupByData": "cell"}]

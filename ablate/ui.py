@@ -119,13 +119,13 @@ def links(uri: str, base: str) -> Iterator[str]:
 def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> Iterator[str]:
     """Yield links to a study's cells, trials, effects and report; plain ones if it has no view."""
     experiment, parent = study.info.experiment_id, study.info.run_id
-    best = client.search_runs(
+    first = client.search_runs(
         [experiment],
         runs_filter(parent),
         max_results=MAX_COMPARED + 1,
-        order_by=["metrics.`test/coca` ASC"],
+        order_by=["params.`pair` ASC"],  # as many of each cell; the best ones would flatter
     )
-    runs = [run.info.run_id for run in best]
+    runs = [run.info.run_id for run in first]
     plain = {
         "trial": runs_link(base, experiment, runs_filter(parent)),
         "effect": runs_link(base, experiment, runs_filter(parent, "effect"), "coca/p_adjusted"),
@@ -136,7 +136,7 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
         if TAG + view_key(parent, role) in tags
     }
     found = plain | ready
-    of = f"best {MAX_COMPARED} trials" if len(runs) > MAX_COMPARED else "trials"
+    of = f"{MAX_COMPARED} of its trials" if len(runs) > MAX_COMPARED else "trials"
     yield f"  study {study.info.run_name}"
     yield f"    cells compared: {found['trial']}"
     yield f"    {of} side by side: {compare_link(base, experiment, runs[:MAX_COMPARED])}"
