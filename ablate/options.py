@@ -11,7 +11,7 @@ from typing import Any
 
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
-from ablate.tracking import DEFAULT_STORE
+from ablate.mlflow_store import DEFAULT_STORE
 from assemblies import SIZES
 from blocks import UsageError
 from blocks.errors import Parser
