@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
-from ablate.figures import draw_captions
+from ablate.contact_sheet import draw_captions
+from ablate.document import Document
 from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
-from ablate.report import Report, make_report, write_report
+from ablate.report import write_report
 from ablate.tracking import DEFAULT_STORE, Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
@@ -26,27 +27,27 @@ DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 class Watchers:
     """Passes what happens on to the terminal and to MLflow."""
 
-    def __init__(self, bar: progress.ProgressWatcher, tracker: Tracker) -> None:
-        self.bar, self.tracker = bar, tracker
+    def __init__(self, shown: progress.Progress, tracker: Tracker) -> None:
+        self.shown, self.tracker = shown, tracker
 
     def started(self, trial: Trial) -> None:
         """A trial begins or goes on."""
-        self.bar.started(trial)
+        self.shown.started(trial)
         self.tracker.started(trial)
 
     def measured(self, trial: Trial, metrics: dict[str, float]) -> None:
         """A trial has new metrics."""
-        self.bar.measured(trial, metrics)
+        self.shown.measured(trial, metrics)
         self.tracker.measured(trial, metrics)
 
     def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
         """A trial has its result."""
-        self.bar.finished(trial, metrics)
+        self.shown.finished(trial, metrics)
         self.tracker.finished(trial, metrics)
 
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has failed for good."""
-        self.bar.failed(trial, reason)
+        self.shown.failed(trial, reason)
         self.tracker.failed(trial, reason)
 
 
@@ -54,12 +55,14 @@ class Watchers:
 class Launch:
     """How a study is run: what changes none of its numbers.
 
-    ``arguments`` are those of the command, for the record.
+    ``arguments`` are those of the command, for the record; ``output`` is one of
+    `ablate.progress.OUTPUTS`.
     """
 
     arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
+    output: str = "auto"
     gpus_per_trial: float | None = None
 
 
@@ -68,7 +71,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     from ablate.execute import choose_resources, execute
 
     def say(text: str) -> None:
-        console.print(text, style="yellow", markup=False)
+        Console(stderr=True).print(text, style="yellow", markup=False)
 
     resources = choose_resources(launch.gpus_per_trial)
     with ledger.locked():
@@ -81,20 +84,19 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
         tracker.open()
-        left = [trial for trial in plan.trials if ledger.result(trial) is None]
-        done = len(plan.trials) - len(left)
+        done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
+        left = [trial for trial in plan.trials if trial not in done]
         if done:
-            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
-        with progress.ProgressWatcher(left, done=done, console=console) as bar:
-            watchers = Watchers(bar, tracker)
+            console.print(f"{len(done)} of {len(plan.trials)} trials are already in the ledger")
+        with progress.make_progress(left, done, console, launch.output) as shown:
+            watchers = Watchers(shown, tracker)
             execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
         draw_captions(plan, ledger, default_registry(launch.plugins))
-        report = make_report(plan, ledger)
-        paths = write_report(report, plan, ledger)
+        document, findings, paths = write_report(plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(report.effects, paths, complete=not unfinished)
+        tracker.close(findings.effects, paths, complete=not unfinished)
     if len(unfinished) < len(plan.trials):
-        show(report, console)
+        show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
     where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
@@ -155,18 +157,21 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
     return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the report's summary and tables."""
-    for table in report.tables:
-        grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
-        for i, name in enumerate(table.header):
-            grid.add_column(name, justify="left" if i == 0 else "right")
-        for row in table.rows:
-            grid.add_row(*(cell.replace("[", r"\[") for cell in row))
-        console.print()
-        console.print(grid)
-    for note in report.notes:
-        if note.startswith(("Skipped", "No result", "Data:")):
-            console.print(note, highlight=False, markup=False)
+def show(document: Document, console: Console) -> None:
+    """Print a report's tables, what is doubtful, and the opening last, where the eye is."""
+    for section in (s for s in document.sections if not s.folded):
+        for table in section.tables:
+            grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+            for i, name in enumerate(table.header):
+                grid.add_column(name, justify="left" if i == 0 else "right")
+            for row in table.rows:
+                grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+            console.print()
+            console.print(grid)
+        for item in section.items:
+            console.print(item, highlight=False, markup=False)
     console.print()
-    console.print(report.summary, highlight=False, markup=False)
+    if document.stamp:
+        console.print(document.stamp, style="yellow", highlight=False, markup=False)
+    for sentence in document.opening:
+        console.print(sentence, highlight=False, markup=False)

@@ -7,10 +7,12 @@ import ast
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ablate import keywords
 from ablate.grids import GRIDS
 from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
@@ -21,6 +23,9 @@ from ablate.workflow import parse_stages
 from assemblies import SIZES
 from blocks import UsageError, default_registry
 from blocks.errors import Parser
+
+if TYPE_CHECKING:
+    from ablate.study import Study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +71,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--plan", action="store_true", help="print what would run, and stop")
     top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
     top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    output = top.add_mutually_exclusive_group()
+    output.add_argument(
+        "--quiet",
+        dest="output",
+        action="store_const",
+        const="quiet",
+        help="print nothing but warnings, errors, and the report's path",
+    )
+    output.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        default="auto",
+        help="print an object a line, for programs",
+    )
     top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
     return top
 
@@ -93,9 +114,12 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def make_console() -> Console:
-    """Return a console as wide as the terminal, and wide enough for the tables in a log."""
-    console = Console()
+def make_console(output: str = "auto") -> Console:
+    """Return a console as wide as the terminal, and wide enough for the tables in a log.
+
+    It says nothing if the output is not for a person to read.
+    """
+    console = Console(quiet=output != "auto")
     return console if console.is_terminal else Console(width=200)
 
 
@@ -103,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 some failed, 2 bad usage."""
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else list(arguments)
-    console = make_console()
+    console = make_console(options.output)
     try:
         return _main(options, console)
     except UsageError as error:
@@ -136,6 +160,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
+        output=options.output,
         gpus_per_trial=options.gpus_per_trial,
     )
     return run_study(plan, Ledger(directory), launch, console)
@@ -156,6 +181,30 @@ def _absolute(plugin: str) -> str:
     is_file = plugin.endswith(".py") or "/" in plugin
     return str(Path(plugin).expanduser().resolve()) if is_file else plugin
 
+
+class _Command(ModuleType):
+    """This module, which can be called: importing it binds its name in the package ``ablate``.
+
+    So a function `ablate.run` would be hidden as soon as anything imports the module of that name.
+    """
+
+    def __call__(self, grid: str, **flags: Any) -> Study | None:
+        """Run the command from Python and return the study; None after ``plan=True``.
+
+        Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
+        ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
+        """
+        from ablate.study import Study
+
+        top = parser()
+        arguments = keywords.command_line(top, {"grid": grid, **flags})
+        options = keywords.parse(top, arguments)
+        options.arguments = arguments
+        _main(options, make_console(options.output))
+        return None if options.plan else Study.open(study_directory(options))
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     sys.exit(main())
