@@ -14,16 +14,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ablate.document import Section, Table
 from ablate.effects import Effect, Losses, Rule, effects, improvements, verdict_is_decided
 from ablate.grid import Contrast
-from ablate.sequential import level
+from ablate.sequential import level, spent
 from ablate.statistics import ALPHA, Values, t_quantile
+
+if TYPE_CHECKING:
+    from ablate.findings import Findings
+    from ablate.ledger import Ledger
+    from ablate.plan import Plan
+    from ablate.trial import Trial
 
 FUTILE = 0.1  # the smallest chance of an improvement that is worth more seeds
 FUTILE_PRIMARY = 0.01  # of any verdict on what the study is about
@@ -66,9 +73,9 @@ class Race:
         """Return how many seeds each dropped cell has."""
         return {cell: look.seeds for look in self.looks for cell in look.dropped}
 
-    def needs(self, cell: str, seed: int) -> bool:
-        """Return whether a cell's trial of a seed was or is needed, as far as is known."""
-        return seed < self.seeds.get(cell, self.last)
+    def reach(self, cells: Iterable[str]) -> int:
+        """Return how many seeds all of some cells are, or as yet may be, trained with."""
+        return min(self.seeds.get(cell, self.last) for cell in cells)
 
 
 def hold_race(
@@ -77,7 +84,7 @@ def hold_race(
     losses: Losses,
     rule: Rule,
     cells: Iterable[str],
-    settled: Callable[[str, int], bool],
+    settled: Container[tuple[str, int]],
 ) -> Race:
     """Return what the looks decide for which all that they need is ``settled``: trained or failed.
 
@@ -87,7 +94,7 @@ def hold_race(
     running, looks = frozenset(cells), []
     open_contrasts = [contrast for family in families for contrast in family]
     for seeds in rule.looks:
-        if not all(settled(cell, seed) for cell in running for seed in range(seeds)):
+        if not all((cell, seed) in settled for cell in running for seed in range(seeds)):
             break
         seen = {key: loss for key, loss in losses.items() if key[1] < seeds}
         decisions = {
@@ -181,3 +188,95 @@ def _futures(now: int, last: int) -> tuple[Values, Values, Values]:
     spread = np.sqrt((now - 1) / generator.chisquare(now - 1, DRAWS))
     squares = generator.standard_normal((DRAWS, last - now)).var(axis=1) * (last - now)
     return normal, spread, squares
+
+
+def needed(plan: Plan, race: Race | None) -> list[Trial]:
+    """Return the trials that a study needs, as far as is known: all, or those of a race."""
+    if race is None:
+        return plan.trials
+    return [trial for trial in plan.trials if trial.pair < race.reach([trial.name])]
+
+
+def look_words(look: Look) -> str:
+    """Return what a look decided and dropped, in a line."""
+    decided = "; ".join(f"{d.effect.contrast} {d.why}" for d in look.decisions)
+    dropped = f"; dropped: {', '.join(look.dropped)}" if look.dropped else ""
+    return f"look at {look.seeds} seeds: {decided or 'nothing is decided'}{dropped}"
+
+
+def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
+    """Return the looks, what each decided and dropped, and the trials that were saved."""
+    race = found.race
+    if race is None:
+        return []
+    used = needed(plan, race)
+    beyond = [t for t in plan.trials if t not in used and ledger.result(t) is not None]
+    saved = len(plan.trials) - len(used)
+    running = f" Still running: {', '.join(sorted(race.running))}." if race.running else ""
+    return [
+        Section(
+            title="The race",
+            paragraphs=[
+                f"Seeds were added at looks declared before the study began: "
+                f"{', '.join(map(str, plan.looks))}. A cell ran on while a contrast that needs it "
+                "was neither decided nor futile. Futile: the chance that the last look finds it "
+                f"improved is below {100 * FUTILE:g}% (the primary contrast: that it brings any "
+                f"verdict is below {100 * FUTILE_PRIMARY:g}%). p holds over all looks, and "
+                "intervals are wider, so that they hold at each. Effects that stopped a race early "
+                "tend to be overestimated.",
+                f"{saved} of {len(plan.trials)} trials ({saved / len(plan.trials):.0%}) were "
+                f"{'not needed' if not race.running else 'not needed so far'}.{running}",
+            ],
+            tables=[_looks_table(plan, race), _decisions_table(race)],
+            items=_race_problems(plan, ledger, race, beyond),
+        )
+    ]
+
+
+def _looks_table(plan: Plan, race: Race) -> Table:
+    spent_at = dict(zip(plan.looks, spent(plan.looks), strict=True))
+    rows = []
+    for look in race.looks:
+        over = look.seeds == plan.looks[-1]
+        dropped = "the last look" if over else ", ".join(look.dropped) or "none"
+        rows.append((str(look.seeds), f"{100 * spent_at[look.seeds]:.2g}%", dropped))
+    return Table(title="Looks", header=("seeds", "alpha spent", "cells dropped"), rows=rows)
+
+
+def _decisions_table(race: Race) -> Table:
+    rows = [
+        (
+            d.effect.contrast,
+            str(look.seeds),
+            d.why,
+            f"{d.effect.estimate:+.2f}",
+            f"{d.effect.p_adjusted:.2g}",
+            f"{d.effect.p_equivalent:.2g}",
+            f"{d.chance:.2g}",
+        )
+        for look in race.looks
+        for d in look.decisions
+    ]
+    header = ("contrast", "seeds", "decision", "%", "adjusted p", "p equivalent", "chance")
+    note = "As seen at the look that decided. Chance: what was left of what it would run on for."
+    return Table(title="Decisions", header=header, rows=rows, note=note)
+
+
+def _race_problems(plan: Plan, ledger: Ledger, race: Race, beyond: Sequence[Trial]) -> list[str]:
+    """Return in words what kept a look from deciding, and trials that no look asked for."""
+    seen = race.looks[-1].seeds if race.looks else 0
+    lost = [
+        f"{trial.name} seed {trial.pair}"
+        for trial in needed(plan, race)
+        if trial.pair < seen and ledger.result(trial) is None
+    ]
+    items = []
+    if lost:
+        items.append(
+            f"Failed: {', '.join(lost)}. Contrasts that need them decide nothing until as many "
+            "other pairs have come; if these trials succeed later, looks are held anew."
+        )
+    if beyond:
+        names = ", ".join(f"{trial.name} seed {trial.pair}" for trial in beyond)
+        items.append(f"Trained, though by now no look asks for them: {names}.")
+    return items

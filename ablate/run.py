@@ -18,6 +18,7 @@ from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
 from ablate.planner import Declared, make_plan
 from ablate.preview import describe
+from ablate.sequential import choose_looks
 from ablate.tracking import DEFAULT_STORE, check_store
 from ablate.workflow import parse_stages
 from assemblies import SIZES
@@ -61,6 +62,14 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         metavar="PERCENT",
         help="improvements below it are of no interest: equivalent (default 1)",
+    )
+    top.add_argument(
+        "--race",
+        action="store_true",
+        help="add seeds look by look and drop cells that are decided, or hopeless, on the way",
+    )
+    top.add_argument(
+        "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"
     )
     top.add_argument(
         "--noise-floor",
@@ -149,6 +158,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
+        looks=choose_looks(options.race, options.looks, options.seeds),
     )
     plan = make_plan(
         options.grid, options.size, options.seeds, settings, registry, sources, declared

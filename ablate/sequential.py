@@ -24,6 +24,7 @@ PATHS = 200_000  # simulated studies without an effect; p = 0.001 is then known 
 # trials. With 4 a race has up to 2 points less power than a study without looks, with 2 up to 6.
 SPENDING = 4.0
 USUAL_LOOKS = (3, 5, 8, 12, 20, 32)
+USUAL_LAST = 8
 
 
 def check_looks(looks: Sequence[int]) -> tuple[int, ...]:
@@ -40,6 +41,23 @@ def usual_looks(last: int) -> tuple[int, ...]:
     """Return the looks of a race that ends with so many seeds; each adds half as much or more."""
     earlier = (look for look in USUAL_LOOKS if look == USUAL_LOOKS[0] or look <= 0.7 * last)
     return check_looks([*(look for look in earlier if look < last), last])
+
+
+def choose_looks(race: bool, given: str | None, seeds: int | None) -> tuple[int, ...]:
+    """Return the looks of a command, none unless it races; raises `UsageError` if at odds."""
+    if not race:
+        if given is not None:
+            raise UsageError(f"--looks {given}: looks are for a race; add --race")
+        return ()
+    if given is None:
+        return usual_looks(USUAL_LAST if seeds is None else seeds)
+    try:
+        looks = check_looks([int(part) for part in given.split(",")])
+    except ValueError:
+        raise UsageError(f"--looks {given!r}: write numbers of seeds, as in 3,5,8") from None
+    if seeds not in (None, looks[-1]):
+        raise UsageError(f"--looks {given} ends with {looks[-1]} seeds, but --seeds is {seeds}")
+    return looks
 
 
 def weights(looks: tuple[int, ...]) -> Values:
