@@ -20,7 +20,7 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.proof import prove_results
 from ablate.race import Race, hold_race
-from ablate.statistics import clustered_error, t_quantile
+from ablate.statistics import clustered_interval
 from ablate.trial import Trial
 
 # The metrics of arXiv 2507.18009, all losses: lower is better. The last one decides.
@@ -180,21 +180,19 @@ def _example_effect(
     if len(rows) < 2 or clusters is None or len({len(row) for row in rows}) > 1:
         return None
     values = np.stack(rows)
-    by_seed, by_example, two_way = clustered_error(values, clusters)
-    half = t_quantile(min(len(rows), len(set(clusters.tolist()))) - 1) * two_way
-    mean = float(values.mean())
+    found = clustered_interval(values, clusters)
     return ExampleEffect(
         contrast=contrast.name,
         metric=metric,
         seeds=len(rows),
         examples=values.shape[1],
         clusters=len(set(clusters.tolist())),
-        estimate=mean,
-        seed_error=by_seed,
-        example_error=by_example,
-        error=two_way,
-        low=mean - half,
-        high=mean + half,
+        estimate=found.estimate,
+        seed_error=found.seed_error,
+        example_error=found.example_error,
+        error=found.error,
+        low=found.low,
+        high=found.high,
     )
 
 
