@@ -52,9 +52,10 @@ def choose_looks(race: bool, given: str | None, seeds: int | None) -> tuple[int,
     if given is None:
         return usual_looks(USUAL_LAST if seeds is None else seeds)
     try:
-        looks = check_looks([int(part) for part in given.split(",")])
+        numbers = [int(part) for part in given.split(",")]
     except ValueError:
         raise UsageError(f"--looks {given!r}: write numbers of seeds, as in 3,5,8") from None
+    looks = check_looks(numbers)
     if seeds not in (None, looks[-1]):
         raise UsageError(f"--looks {given} ends with {looks[-1]} seeds, but --seeds is {seeds}")
     return looks

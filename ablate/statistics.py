@@ -69,7 +69,7 @@ def sign_flip_p(values: Values) -> float:
     for value in values:  # both signs of each value: 2^n sums in the end
         sums = np.concatenate((sums + value, sums - value))
     rounding = 1e-12 * float(np.abs(values).sum())
-    return np.count_nonzero(np.abs(sums) >= abs(sums[0]) - rounding) / len(sums)
+    return int((np.abs(sums) >= abs(sums[0]) - rounding).sum()) / len(sums)
 
 
 def smallest_p(seeds: int) -> float:
