@@ -143,7 +143,7 @@ def _unfit(trial: Trial, price: Cost, registry: Registry, conditions: Conditions
         steps = {stage.name: stage.recipe.steps for stage in trial.stages}
         expected = sum(2 * STEPS * seconds[name] / steps[name] for name in steps)
         if expected > SLOWEST:
-            return f"measuring it would take about {expected / 60:.0f} min"
+            return f"measuring it would take about {max(1, expected / 60):.0f} min"
     return ""
 
 
@@ -196,7 +196,7 @@ def _from_cost(
         memory=host,
         gpu_memory=gpu,
         basis=ESTIMATED,
-        reason=reason or "not measured yet",
+        reason=reason or "it was not measured",
     )
 
 

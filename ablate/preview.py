@@ -33,7 +33,8 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
     ]
     foot = [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
     foot += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
-    foot += [f"no contrast {name}: {reason}" for name, reason in plan.dropped.items()]
+    if plan.dropped:
+        foot.append(f"contrasts that lack a cell: {'; '.join(plan.dropped)}")
     foot += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
     if outlook:
         foot += ["", *_effort(plan, outlook), *_evidence(plan, outlook)]
@@ -76,14 +77,22 @@ def _effort(plan: Plan, outlook: Outlook) -> list[str]:
     if done or stages:
         others = f", and {stages} stages of others" * bool(stages)
         lines.append(f"in the ledger: {done} of {len(plan.trials)} trials{others}")
-    reasons = dict.fromkeys(f.reason for f in outlook.forecasts.values() if f.basis == ESTIMATED)
-    for reason in reasons:
-        lines.append(f"~ estimated from FLOPs and parameters, without evaluation: {reason}")
+    guessed = {n: f.reason for n, f in outlook.forecasts.items() if f.basis == ESTIMATED}
+    for name, reason in list(guessed.items())[:1]:
+        more = f" (and {len(guessed) - 1} more cells likewise)" * (len(guessed) > 1)
+        lines.append(
+            f"~ estimated from FLOPs and parameters, training only: {name}, as {reason}{more}"
+        )
     if outlook.forecasts and outlook.work:
         lines.append(
             f"predicted: {spell_duration(outlook.seconds)} for {len(outlook.work)} trials, "
             f"{outlook.slots} side by side; done by {spell_time(outlook.began, outlook.end)}"
         )
+        if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):
+            lines.append(
+                f"from a few steps of each cell, measured {outlook.slots} side by side, and from "
+                "finished trials, as if the machine's other work stays what it was"
+            )
         needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (outlook.needed, outlook.memory))
         enough = "" if outlook.needed <= outlook.memory else ": TOO MUCH"
         lines.append(f"memory of trials side by side: {needed} of {there}{enough}")

@@ -17,20 +17,22 @@ from rich.console import Console
 from ablate import keywords
 from ablate.budget import parse_duration
 from ablate.forecast import Forecast, forecast, known
-from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
+from ablate.mlflow_store import check_store
 from ablate.options import parse_settings, parser, smaller_command, split_names
 from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
-from ablate.tracking import check_store
+from ablate.sequential import choose_looks
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
 
 if TYPE_CHECKING:
     from ablate.study import Study
+
+DONE, BAD_USAGE, INTERRUPTED = 0, 2, 130
 
 
 def make_console(output: str = "auto") -> Console:
@@ -73,6 +75,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         return DONE
     if refusal:
         raise UsageError(refusal)
+    from ablate.launch import Launch, run_study  # with all that draws; a plan does without
+
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
@@ -89,6 +93,7 @@ def _plan(options: argparse.Namespace, registry: Registry) -> Plan:
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
+        looks=choose_looks(options.race, options.looks, options.seeds),
         cells=split_names(options.cells),
     )
     settings: Mapping[str, Any] = parse_settings(options.set)
