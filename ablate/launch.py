@@ -15,11 +15,12 @@ from ablate.contact_sheet import draw_captions
 from ablate.document import Document
 from ablate.findings import held_race
 from ablate.ledger import Ledger
+from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
 from ablate.race import look_words, needed
 from ablate.report import write_report
-from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.tracking import Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
 
@@ -81,7 +82,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         if left_out := _left_out(plan, ledger):
             say(
                 f"left out of the report, though this study has it: {', '.join(left_out)} "
-                "(--stages names all sets of a study)"
+                "(--stages and --cells name all of a study)"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
@@ -104,7 +105,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)
         unfinished = [trial for trial in wanted if ledger.result(trial) is None]
-        tracker.close(findings.effects, paths, complete=not unfinished)
+        tracker.close([*findings.effects, *findings.noise], paths)
     if len(unfinished) < len(wanted):
         show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
@@ -186,11 +187,12 @@ def _identity(plan: Plan) -> dict[str, Any]:
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return the fine-tunings that the study had when it last ran and the plan has not."""
+    """Return the cells and fine-tunings that the study had when it last ran, and now has not."""
     if not (ledger.directory / FILE).exists():
         return []
-    now = {stage.name for stage in plan.stages}
-    return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
+    before = read_plan(ledger.directory)
+    now = {*plan.cells, *(stage.name for stage in plan.stages)}
+    return [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
 
 
 def show(document: Document, console: Console) -> None:
