@@ -11,7 +11,7 @@ from typing import Any
 
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
-from ablate.tracking import DEFAULT_STORE
+from ablate.mlflow_store import DEFAULT_STORE
 from assemblies import SIZES
 from blocks import UsageError
 from blocks.errors import Parser
@@ -52,6 +52,14 @@ def parser() -> argparse.ArgumentParser:
         help="improvements below it are of no interest: equivalent (default 1)",
     )
     top.add_argument(
+        "--race",
+        action="store_true",
+        help="add seeds look by look and drop cells that are decided, or hopeless, on the way",
+    )
+    top.add_argument(
+        "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"
+    )
+    top.add_argument(
         "--noise-floor",
         action=argparse.BooleanOptionalAction,
         help="train the reference once more under other seeds (default: with 5 cells and more)",
@@ -89,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
         dest="output",
         action="store_const",
         const="quiet",
-        default="auto",
+        default="auto",  # argparse takes that of the first one
         help="print nothing but warnings, errors, and the report's path",
     )
     output.add_argument(

@@ -19,12 +19,13 @@ from ablate.budget import parse_duration
 from ablate.forecast import Forecast, forecast, known
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
+from ablate.mlflow_store import check_store
 from ablate.options import parse_settings, parser, smaller_command, split_names
 from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
-from ablate.tracking import check_store
+from ablate.sequential import choose_looks
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
 
@@ -92,6 +93,7 @@ def _plan(options: argparse.Namespace, registry: Registry) -> Plan:
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
+        looks=choose_looks(options.race, options.looks, options.seeds),
         cells=split_names(options.cells),
     )
     settings: Mapping[str, Any] = parse_settings(options.set)
