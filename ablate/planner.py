@@ -178,6 +178,26 @@ def _make_trial(
     return make_trial(name, cell, recipes[PRETRAIN], seed + other, first, registry, later)
 
 
+def retune(
+    plan: Plan, recipes: Mapping[str, Recipe], settings: Mapping[str, Any], registry: Registry
+) -> Plan:
+    """Return the plan with a recipe for each cell; fine-tunings follow from it by the same rule.
+
+    ``settings`` are those that the plan was made with.
+    """
+    own = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+    trials = []
+    for trial in plan.trials:
+        recipe, later = recipes[_original(trial.name)], trial.stages[1:]
+        data = {stage.name: stage.data_fingerprint for stage in trial.stages}
+        tunings = finetunings([stage.recipe.data for stage in later], recipe, own)
+        stages = [(name, r, data[name]) for name, r in tunings.items()]
+        trials.append(
+            make_trial(trial.name, trial.cell, recipe, trial.seed, data[PRETRAIN], registry, stages)
+        )
+    return replace(plan, trials=trials)
+
+
 def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divide settings into those of the cell and those of the recipe; unknown names raise."""
     cell_names = set(_cell_fields())
