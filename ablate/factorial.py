@@ -64,7 +64,7 @@ def attribute(cells: Mapping[Swaps, str], losses: Losses) -> Attribution | None:
     gains = _gains(cells, losses, seeds)
     order = sorted(whole)
     singles = sum((gains[frozenset((swap,))] for swap in order), np.zeros(len(seeds)))
-    terms, pooled, spread_p = _terms(gains, order)
+    terms, pooled, spread_p = analyse_terms(gains, order)
     return Attribution(
         seeds=tuple(seeds),
         gain=_part("all swaps", gains[whole]),
@@ -110,7 +110,9 @@ def _subsets(order: list[str]) -> Iterator[Swaps]:
         yield from map(frozenset, itertools.combinations(order, size))
 
 
-def _terms(gains: Mapping[Swaps, Values], order: list[str]) -> tuple[list[Part], bool, float]:
+def analyse_terms(
+    gains: Mapping[Swaps, Values], order: list[str]
+) -> tuple[list[Part], bool, float]:
     """Return main effects and interactions; whether they share one error; the test of that.
 
     An effect is the mean gain where a swap is in less the mean where it is not, an interaction half

@@ -26,27 +26,27 @@ DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 class Watchers:
     """Passes what happens on to the terminal and to MLflow."""
 
-    def __init__(self, bar: progress.ProgressWatcher, tracker: Tracker) -> None:
-        self.bar, self.tracker = bar, tracker
+    def __init__(self, shown: progress.Progress, tracker: Tracker) -> None:
+        self.shown, self.tracker = shown, tracker
 
     def started(self, trial: Trial) -> None:
         """A trial begins or goes on."""
-        self.bar.started(trial)
+        self.shown.started(trial)
         self.tracker.started(trial)
 
     def measured(self, trial: Trial, metrics: dict[str, float]) -> None:
         """A trial has new metrics."""
-        self.bar.measured(trial, metrics)
+        self.shown.measured(trial, metrics)
         self.tracker.measured(trial, metrics)
 
     def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
         """A trial has its result."""
-        self.bar.finished(trial, metrics)
+        self.shown.finished(trial, metrics)
         self.tracker.finished(trial, metrics)
 
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has failed for good."""
-        self.bar.failed(trial, reason)
+        self.shown.failed(trial, reason)
         self.tracker.failed(trial, reason)
 
 
@@ -54,12 +54,14 @@ class Watchers:
 class Launch:
     """How a study is run: what changes none of its numbers.
 
-    ``arguments`` are those of the command, for the record.
+    ``arguments`` are those of the command, for the record; ``output`` is one of
+    `ablate.progress.OUTPUTS`.
     """
 
     arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
+    output: str = "auto"
     gpus_per_trial: float | None = None
 
 
@@ -68,7 +70,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     from ablate.execute import choose_resources, execute
 
     def say(text: str) -> None:
-        console.print(text, style="yellow", markup=False)
+        Console(stderr=True).print(text, style="yellow", markup=False)
 
     resources = choose_resources(launch.gpus_per_trial)
     with ledger.locked():
@@ -81,12 +83,12 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
         tracker.open()
-        left = [trial for trial in plan.trials if ledger.result(trial) is None]
-        done = len(plan.trials) - len(left)
+        done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
+        left = [trial for trial in plan.trials if trial not in done]
         if done:
-            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
-        with progress.ProgressWatcher(left, done=done, console=console) as bar:
-            watchers = Watchers(bar, tracker)
+            console.print(f"{len(done)} of {len(plan.trials)} trials are already in the ledger")
+        with progress.make_progress(left, done, console, launch.output) as shown:
+            watchers = Watchers(shown, tracker)
             execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
         draw_captions(plan, ledger, default_registry(launch.plugins))
         report = make_report(plan, ledger)

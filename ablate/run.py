@@ -66,6 +66,22 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--plan", action="store_true", help="print what would run, and stop")
     top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
     top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    output = top.add_mutually_exclusive_group()
+    output.add_argument(
+        "--quiet",
+        dest="output",
+        action="store_const",
+        const="quiet",
+        help="print nothing but warnings, errors, and the report's path",
+    )
+    output.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        default="auto",
+        help="print an object a line, for programs",
+    )
     top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
     return top
 
@@ -93,9 +109,12 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def make_console() -> Console:
-    """Return a console as wide as the terminal, and wide enough for the tables in a log."""
-    console = Console()
+def make_console(output: str = "auto") -> Console:
+    """Return a console as wide as the terminal, and wide enough for the tables in a log.
+
+    It says nothing if the output is not for a person to read.
+    """
+    console = Console(quiet=output != "auto")
     return console if console.is_terminal else Console(width=200)
 
 
@@ -103,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 some failed, 2 bad usage."""
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else list(arguments)
-    console = make_console()
+    console = make_console(options.output)
     try:
         return _main(options, console)
     except UsageError as error:
@@ -136,6 +155,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
+        output=options.output,
         gpus_per_trial=options.gpus_per_trial,
     )
     return run_study(plan, Ledger(directory), launch, console)

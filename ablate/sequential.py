@@ -51,9 +51,7 @@ def sequential_p(values: Values, looks: tuple[int, ...], test: Callable[[Values]
     smallest = float(min(test(values[:n]) / w for n, w in weighted))
     found = _null(looks)
     rank = 1 + int(np.searchsorted(found, smallest, "right"))
-    return min(
-        1.0, smallest, rank / len(found)
-    )  # the weights sum to 1: never above the union bound
+    return min(1.0, smallest, rank / len(found))  # weights sum to 1: the union bound is above
 
 
 def level(looks: tuple[int, ...], seeds: int, alpha: float = ALPHA) -> float:
