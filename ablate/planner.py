@@ -16,7 +16,7 @@ from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import references
 from ablate.grid import Contrast, Grid, swap
-from ablate.grids import make_grid
+from ablate.grids import Design, make_grid
 from ablate.plan import AGAIN, Plan
 from ablate.proof import prove_swaps
 from ablate.recipe import RECIPES, Recipe, with_fields
@@ -52,7 +52,7 @@ class Declared:
 
 
 def make_plan(
-    grid_name: str,
+    grid_name: str | Design,
     size: str,
     seeds: int | None,
     settings: Mapping[str, Any],
@@ -60,7 +60,7 @@ def make_plan(
     sources: Sequence[str] | None = None,
     declared: Declared = Declared(),
 ) -> Plan:
-    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant.
+    """Return the plan for a grid, by name or design; raises `UsageError` for what cannot be meant.
 
     ``sources`` are the data sets to fine-tune on, by default the grid's own.
     """
@@ -147,7 +147,7 @@ def _block_hashes(cells: Sequence[CoCaConfig], registry: Registry) -> dict[str, 
 
 
 def _make_grid(
-    name: str, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
+    name: str | Design, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
 ) -> Grid:
     """Return a named grid with the user's settings, fit for a checkpoint to start from, if any."""
     _refuse_varied(settings)
@@ -272,7 +272,7 @@ def _price(
     first: dict[CoCaConfig, str] = {}
     for name, given in grid.cells.items():
         cell = normalise(given, registry)
-        _require_backends(cell)
+        require_backends(cell)
         loss_weights(cell, recipe)
         if cell in first:
             same[name] = first[cell]
@@ -283,14 +283,14 @@ def _price(
         except Unsupported as error:
             skipped[name] = str(error)
         except Exception as error:  # a plugin's code may raise anything
-            raise _explain(name, cell, error, registry) from error
+            raise explain(name, cell, error, registry) from error
     if not costs:
         reasons = "; ".join(dict.fromkeys(skipped.values()))
         raise UsageError(f"no cell of grid {grid.name!r} can be built: {reasons}")
     return costs, skipped, same
 
 
-def _require_backends(cell: CoCaConfig) -> None:
+def require_backends(cell: CoCaConfig) -> None:
     """Refuse an attention backend that the trials' device lacks; meta, used by plans, has all."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for path, (_, spelling) in cell.spellings().items():
@@ -302,7 +302,7 @@ def _require_backends(cell: CoCaConfig) -> None:
                 raise UsageError(f"{path}: {error}") from None
 
 
-def _explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
+def explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
     """Say which cell cannot take a training step, which plugins it uses, and where it broke."""
     used = {
         f"{kind}/{registry.get(kind, spelling).name}": registry.get(kind, spelling)

@@ -13,14 +13,14 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ablate.files import digest
+from ablate.files import digest, read_json, write_json
 from ablate.ledger import Ledger
 from ablate.recipe import Recipe
 from ablate.train import SELECTION
@@ -29,7 +29,7 @@ from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
 from blocks import Registry, Unsupported, UsageError
 
-FILE = "search.db"
+FILE, RECORD = "search.db", "search.json"
 FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
 RANDOM = 8  # so many trials are drawn at random before the estimator has a say
 
@@ -57,6 +57,11 @@ class Budget:
         for name in ("trials", "seeds", "generation"):
             if not 1 <= (given := getattr(self, name)) <= MAX_SEEDS:
                 raise UsageError(f"--search-{name} must be from 1 to {MAX_SEEDS}, got {given}")
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Return the budget as a plan holds it."""
+        return {**asdict(self), "seeds": self.tuning_seeds}
 
     @property
     def tuning_seeds(self) -> list[int]:
@@ -95,6 +100,9 @@ class Outcome:
     keys: tuple[str, ...] = ()
 
 
+Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A search trial that was asked for: Optuna's record, and what to train or why nothing."""
@@ -127,12 +135,12 @@ def search(
     budget: Budget,
     ledger: Ledger,
     run: Callable[[list[Trial]], None],
-    tell: Callable[[list[Outcome]], None],
-) -> dict[str, list[Outcome]] | None:
-    """Give every subject its budget and return all outcomes by subject, or None if interrupted.
+    tell: Callable[[Found], None],
+) -> Found | None:
+    """Give every subject its budget and return what was found, or None if interrupted.
 
-    ``run`` trains trials into the ledger; ``tell`` is told what each generation has shown. Done
-    trials are not done again.
+    ``run`` trains trials into the ledger; ``tell`` is told after each generation what was found so
+    far. Done trials are not done again.
     """
     with _database(ledger.directory) as storage:
         studies = {subject.name: _study(subject, storage) for subject in subjects}
@@ -152,9 +160,28 @@ def search(
                 for one, outcome in zip(proposals[known - first :], ended, strict=True):
                     assert outcome is not None
                     studies[name].add_trial(_as_told(one, outcome))
-            tell([_read(name, t) for name in asked for t in studies[name].trials[first:]])
-        found = {name: [_read(name, t) for t in s.trials] for name, s in studies.items()}
-    return {name: outcomes[: budget.trials] for name, outcomes in found.items()}
+            found = {
+                name: [_read(name, told) for told in study.trials[: budget.trials]]
+                for name, study in studies.items()
+            }
+            if asked or numbers.stop == budget.trials:
+                tell(found)
+    return found
+
+
+def write_found(found: Found, directory: Path) -> None:
+    """Write all outcomes as plain data, for readers that have no Optuna."""
+    rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
+    write_json(directory / RECORD, rows)
+
+
+def read_found(directory: Path) -> Found:
+    """Return what a study's searches have found so far: nothing where there were none."""
+    found: Found = {}
+    for row in read_json(directory / RECORD) or []:
+        outcome = Outcome(**{**row, "keys": tuple(row["keys"])})
+        found.setdefault(outcome.subject, []).append(outcome)
+    return found
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -176,11 +203,10 @@ def _ask(
         study.sampler = _sampler(stream_seed(budget.sampler, "ask", number))
         trial = study.ask()
         assert trial.number == number, "one of ours for each of Optuna's"
-        trials, reason = (), ""
         try:
-            trials = tuple(subject.propose(trial))
+            trials, reason = tuple(subject.propose(trial)), ""
         except Unsupported as error:
-            reason = str(error)
+            trials, reason = (), str(error)
         found.append(Asked(proposal=study.trials[number], trials=trials, reason=reason))
     return found
 
@@ -213,24 +239,27 @@ def _train(
 
 def _outcome(name: str, asked: Asked, ledger: Ledger) -> Outcome | None:
     """Return how a search trial ended, or None if it has not."""
-    shared = {
-        "subject": name,
-        "number": asked.proposal.number,
-        "values": asked.proposal.params,
-        "cell": asked.trials[0].name if asked.trials else "",
-        "keys": tuple(trial.key for trial in asked.trials),
-    }
+    pruned = Outcome(
+        subject=name,
+        number=asked.proposal.number,
+        values=asked.proposal.params,
+        loss=None,
+        state="pruned",
+        reason=asked.reason,
+        cell=asked.trials[0].name if asked.trials else "",
+        keys=tuple(trial.key for trial in asked.trials),
+    )
     if asked.reason:
-        return Outcome(**shared, loss=None, state="pruned", reason=asked.reason)
+        return pruned
     found = [ledger.metrics(trial) for trial in asked.trials]
     for trial, metrics in zip(asked.trials, found, strict=True):
         if metrics is None and (failure := ledger.failure(trial)) is not None:
             reason = (failure.strip().splitlines() or ["unknown"])[-1]
-            return Outcome(**shared, loss=None, state="fail", reason=reason)
+            return replace(pruned, state="fail", reason=reason)
     if None in found:
         return None
     losses = [metrics[f"val/{SELECTION}"] for metrics in found if metrics is not None]
-    return Outcome(**shared, loss=math.fsum(losses) / len(losses), state="complete")
+    return replace(pruned, state="complete", loss=math.fsum(losses) / len(losses))
 
 
 def _as_told(asked: Asked, outcome: Outcome) -> FrozenTrial:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
 from ablate.data.batches import TrainBatches
 from ablate.data.dataset import open_dataset
-from ablate.files import digest, write_json
+from ablate.files import digest
 from ablate.ledger import Ledger
 from ablate.plan import AGAIN, Plan
 from ablate.planner import retune
 from ablate.recipe import Recipe
 from ablate.search import (
     Budget,
+    Found,
     NothingFoundError,
     Outcome,
     Subject,
@@ -35,19 +36,15 @@ from ablate.train import loss_weights
 from ablate.trial import Trial
 from blocks import Registry
 
-RECORD = "search.json"
-
 
 def describe_search(space: Space, budget: Budget, recipe: Recipe) -> dict[str, Any]:
     """Return what is declared of a search, as a plan holds it."""
     return {
+        "over": "recipes",
         "space": spell(space),
         "fields": sorted(searched_fields(space)),
         "recipe": {name: getattr(recipe, name) for name in sorted(searched_fields(space))},
-        "trials": budget.trials,
-        "seeds": budget.tuning_seeds,
-        "generation": budget.generation,
-        "sampler": budget.sampler,
+        **budget.described,
     }
 
 
@@ -71,7 +68,7 @@ def tune(
     ledger: Ledger,
     registry: Registry,
     run: Callable[[list[Trial]], None],
-    tell: Callable[[list[Outcome]], None],
+    tell: Callable[[Found], None],
 ) -> Plan | None:
     """Search and return the plan with a recipe for each cell, or None if interrupted.
 
@@ -82,7 +79,6 @@ def tune(
     found = search(subjects, budget, ledger, run, tell)
     if found is None:
         return None
-    write_outcomes(ledger, found)
     chosen = {name: _choose(name, outcomes) for name, outcomes in found.items()}
     recipe = plan.stages[0].recipe
     recipes = {name: tuned(recipe, outcome.values) for name, outcome in chosen.items()}
@@ -133,9 +129,3 @@ def _row(chosen: Outcome, outcomes: Sequence[Outcome], has_start: bool) -> dict[
         "trials": len(outcomes),
         "failed": sum(outcome.loss is None for outcome in outcomes),
     }
-
-
-def write_outcomes(ledger: Ledger, found: Mapping[str, Sequence[Outcome]]) -> None:
-    """Write all outcomes as plain data, for readers that have no Optuna."""
-    rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
-    write_json(ledger.directory / RECORD, rows)
