@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import dataclasses
 import numpy as np
 from scipy import stats
 
@@ -141,9 +141,7 @@ def _merged(a: Side, b: Side, metric: str) -> Losses:
     return {**b.losses[metric], **a.losses[metric]}
 
 
-def _table(
-    metric: str, a: Side, b: Side, shared: list[Contrast], pooled: list[Contrast]
-) -> Table:
+def _table(metric: str, a: Side, b: Side, shared: list[Contrast], pooled: list[Contrast]) -> Table:
     rows = []
     for contrast in shared:
         sides = [effect(contrast, metric, side.losses[metric], rule=Rule()) for side in (a, b)]

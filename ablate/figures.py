@@ -1,159 +1,331 @@
-"""The report's figures: effects with intervals, validation curves, and what a model says."""
+"""The report's figures of effects: forest, slopes by seed, Shapley values, interactions.
+
+Those of cells are in `ablate.cell_figures`, the contact sheet in `ablate.contact_sheet`.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-import textwrap
-from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from ablate.best_of import best_of
-from ablate.captioner import Captioner
-from ablate.data import mixed_order, open_pairs
-from ablate.files import atomic
+from ablate.cell_figures import cost_against_quality, curves
+from ablate.effects import Effect, Losses
+from ablate.factorial import Attribution
+from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings, stage_losses
+from ablate.grid import Contrast
+from ablate.ink import (
+    CANDIDATE,
+    IMPROVED,
+    INK,
+    LINE,
+    MUTED,
+    WORSE,
+    ZONE,
+    Drawing,
+    calm,
+    save,
+    sheet,
+    styled,
+    verdict_ink,
+    verdict_mark,
+)
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.report import FINETUNED, METRICS, Report
-from ablate.trial import Stage
-from blocks import Registry
+from ablate.statistics import t_interval
 
-COLOURS = {"improved": "#1a7f5a", "worse": "#b3382c"}
-GREY = "#5b6470"
-PICTURES = 10
+MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
 
 
-def draw_figures(report: Report, plan: Plan, ledger: Ledger) -> list[Path]:
-    """Draw all figures into the study's directory; returns their paths."""
-    found = [
-        _save(figure, ledger.directory / name)
-        for name, figure in (
-            ("effects.png", forest(report, "", plan.stages[0].name)),
-            ("effects-finetuned.png", forest(report, FINETUNED, "mean over the fine-tunings")),
-            ("curves.png", curves(plan, ledger)),
-        )
-        if figure is not None
-    ]
-    return [*found, *(path for s in plan.stages if (path := captions_file(s, ledger)).exists())]
+def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
+    """Draw all figures that the study has data for, each as PNG and SVG; returns their paths.
+
+    Figures of an earlier report that there is nothing to show in any more are removed.
+    """
+    made: dict[str, Callable[[], Drawing | None]] = {
+        "effects": lambda: forest(plan, found),
+        "effects-finetuned": lambda: forest(plan, found, FINETUNED),
+        "slopes": lambda: slopes(plan, ledger),
+        "shapley": lambda: shapley(found),
+        "interactions": lambda: interactions(plan, ledger),
+        "curves": lambda: curves(plan, ledger),
+        "cost": lambda: cost_against_quality(plan, ledger),
+    }
+    paths = []
+    for stem, draw in made.items():
+        figure = draw()
+        for suffix in (".png", ".svg"):
+            path = ledger.directory / f"{stem}{suffix}"
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                paths.append(save(figure, path))
+    return paths
 
 
-def captions_file(stage: Stage, ledger: Ledger) -> Path:
-    """Return where a stage's contact sheet lies."""
-    return ledger.directory / f"captions{f'-{stage.prefix[:-1]}' * stage.is_finetuning}.png"
+@styled
+def forest(plan: Plan, found: Findings, prefix: str = "") -> Drawing | None:
+    """Return each contrast's improvement with its 95% interval, a panel per metric.
 
-
-def draw_captions(plan: Plan, ledger: Ledger, registry: Registry) -> None:
-    """Draw the contact sheet of every stage; needs the data and the blocks, as training does."""
-    for stage in plan.stages:
-        if (figure := captions(plan, ledger, stage, registry)) is not None:
-            _save(figure, captions_file(stage, ledger))
-
-
-def forest(report: Report, prefix: str, what: str) -> Figure | None:
-    """Return each contrast's improvement with its interval, one panel per metric of a stage."""
-    shown = {prefix + metric for metric in METRICS}
-    names = list(dict.fromkeys(e.contrast for e in report.effects if e.seeds and e.metric in shown))
-    if not names:
+    The primary contrast is first, the A/A contrast last and grey; the zone within the smallest
+    effect of interest is shaded. ``prefix`` is a stage's, or `FINETUNED`.
+    """
+    wanted = {prefix + metric for metric in METRICS}
+    every = [e for e in (*found.effects, *found.noise) if e.seeds and e.metric in wanted]
+    if not every:
         return None
-    figure = Figure(figsize=(11, 0.9 + 0.34 * len(names)), layout="constrained")
+    ordered = sorted(plan.contrasts, key=lambda c: not c.primary)
+    contrasts = [*ordered, *([plan.noise] if plan.noise else [])]
+    rows = {c.name: c for c in contrasts if any(e.contrast == c.name for e in every)}
+    places = {name: i for i, name in enumerate(rows)}
+    figure = sheet(11, 1.3 + 0.32 * len(rows))
     panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
     for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        for e in (e for e in report.effects if e.metric == prefix + metric and e.seeds):
-            row, colour = names.index(e.contrast), COLOURS.get(e.verdict, GREY)
-            if math.isfinite(e.low):
-                panel.plot([e.low, e.high], [row, row], color=colour, linewidth=2)
-            panel.plot(e.estimate, row, "o", color=colour, markersize=5)
-        panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(title, fontsize=10)
-        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(names)), names, fontsize=9)
-    panels[0].invert_yaxis()
+        own = {e.contrast: e for e in every if e.metric == prefix + metric}
+        _forest_panel(panel, own, places, plan)
+        panel.set_title(title + (" (decides)" if metric == DECISIVE else ""))
+    _name_rows(panels[0], rows, plan)
+    _tell_verdicts(panels[-1], {n: own[n].verdict for n in rows if n in own}, places)
     figure.supxlabel(
-        f"{what}: improvement in % with 95% interval; right of zero is better", fontsize=9
+        f"improvement in %, mean and 95% interval over seeds; right of 0 is better; shaded: less "
+        f"than {plan.smallest_effect:g}%, of no interest",
+        fontsize=9,
+        color=MUTED,
     )
     return figure
 
 
-def curves(plan: Plan, ledger: Ledger) -> Figure | None:
-    """Return validation losses by step: the mean over seeds, with a band from lowest to highest."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, len(METRICS), squeeze=False)[0]
-    colours = mpl.color_sequences["tab10"]
-    drawn = False
+def _forest_panel(panel: Axes, own: dict[str, Effect], places: dict[str, int], plan: Plan) -> None:
+    panel.axvspan(-plan.smallest_effect, plan.smallest_effect, color=ZONE, linewidth=0, zorder=0)
+    panel.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
+    reach = _reach(list(own.values()), plan.smallest_effect)
+    for effect in own.values():
+        row, is_noise = places[effect.contrast], plan.noise and effect.contrast == plan.noise.name
+        ink = MUTED if is_noise else verdict_ink(effect.verdict)
+        primary = plan.primary and effect.contrast == plan.primary.name
+        if math.isfinite(effect.low):
+            ends = [max(effect.low, -reach), min(effect.high, reach)]
+            panel.plot(ends, [row, row], color=ink, linewidth=3.2 if primary else 1.8, zorder=2)
+            for end, sign in ((effect.low, "<"), (effect.high, ">")):
+                if abs(end) > reach:  # goes on beyond the panel
+                    panel.plot(math.copysign(reach, end), row, sign, color=ink, markersize=5)
+        mark = {**verdict_mark(effect.verdict), **({"marker": "D"} if is_noise else {})}
+        panel.plot(effect.estimate, row, linestyle="", zorder=3, **mark)
+    panel.set_xlim(-1.04 * reach, 1.04 * reach)
+    calm(panel, "x")
+
+
+def _reach(effects: Sequence[Effect], smallest: float) -> float:
+    """Return how far a panel reaches: over all intervals, but no more than four estimates wide."""
+    ends = [abs(v) for e in effects for v in (e.low, e.high, e.estimate) if math.isfinite(v)]
+    most = max(abs(e.estimate) for e in effects)
+    return max(min(max(ends), max(4 * most, 4 * smallest)), 1.5 * smallest)
+
+
+def _name_rows(panel: Axes, rows: dict[str, Contrast], plan: Plan) -> None:
+    words = [
+        name + (" (primary)" if c.primary else " (A/A)" if c == plan.noise else "")
+        for name, c in rows.items()
+    ]
+    panel.set_yticks(range(len(rows)), words)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+    for label, contrast in zip(panel.get_yticklabels(), rows.values(), strict=True):
+        label.set_color(INK if contrast != plan.noise else MUTED)
+        label.set_fontweight("bold" if contrast.primary else "normal")
+
+
+def _tell_verdicts(panel: Axes, verdicts: dict[str, str], places: dict[str, int]) -> None:
+    """Write the verdicts of a panel's rows at its right edge."""
+    for name, verdict in verdicts.items():
+        panel.annotate(
+            verdict,
+            (1, places[name]),
+            xytext=(6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=verdict_ink(verdict),
+        )
+
+
+@styled
+def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
+    """Return the primary contrast seed by seed: a line from reference to candidate for each."""
+    if plan.primary is None:
+        return None
+    losses = stage_losses(plan, ledger)
+    pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in METRICS}
+    if not pairs[DECISIVE]:
+        return None
+    figure = sheet(11, 3.6)
+    panels = figure.subplots(1, len(METRICS))
     for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        for i, name in enumerate(plan.costs):
-            points = defaultdict(list)
-            for trial in plan.of_cell(name):
-                for line in ledger.curve(trial):
-                    if f"val/{metric}" in line:
-                        points[line["step"]].append(line[f"val/{metric}"])
-            if points:
-                drawn = True
-                steps = sorted(points)
-                means = [float(np.mean(points[s])) for s in steps]
-                bold = 2.2 if name in ("baseline", "grr") else 1.1
-                colour = colours[i % len(colours)]
-                panel.plot(steps, means, ".-", label=name, color=colour, linewidth=bold)
-                low, high = ([f(points[s]) for s in steps] for f in (min, max))
-                panel.fill_between(steps, low, high, color=colour, alpha=0.08, linewidth=0)
-        panel.set_title(f"validation {title}", fontsize=10)
-        panel.set_xlabel("step", fontsize=9)
-        panel.grid(color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
-    if not drawn:
-        return None
-    panels[-1].legend(fontsize=7, frameon=False)
+        better = sum(new < old for old, new in pairs[metric].values())
+        for seed, (old, new) in pairs[metric].items():
+            ink = IMPROVED if new < old else WORSE
+            panel.plot([0, 1], [old, new], "o-", color=ink, linewidth=1.2, markersize=4,
+                       label=f"seed {seed}")  # fmt: skip
+        means = np.mean(list(pairs[metric].values()), axis=0)
+        panel.plot([0, 1], means, color=INK, linewidth=3, label="mean", zorder=3)
+        panel.set_xticks([0, 1], _ends(plan.primary))
+        panel.tick_params(axis="x", labelcolor=INK)
+        panel.set_xlim(-0.25, 1.25)
+        panel.set_title(title)
+        panel.set_xlabel(f"lower in {better} of {len(pairs[metric])} seeds")
+        calm(panel, "y")
+    figure.supxlabel(
+        "test loss, a line per seed, blue where it falls; the thick line is the mean",
+        fontsize=9, color=MUTED,
+    )  # fmt: skip
     return figure
 
 
-def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Figure | None:
-    """Return ten held-out pictures of a stage with a model's caption and, in grey, a person's.
+def _ends(contrast: Contrast) -> list[str]:
+    (reference, candidate), *others = contrast.pairs
+    return ["without", "with"] if others else [reference, candidate]
 
-    The model is the last finished one of the primary contrast's candidate, the pictures are the
-    first ten of the test split in its fixed, mixed order: neither is chosen by its looks. The
-    caption is the best of many draws by the model's own judgement.
-    """
-    wanted = next((c.pairs[0][1] for c in plan.contrasts if c.primary), list(plan.costs)[-1])
-    trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
-    if not trials or trials[-1].cell.objective != "both":
+
+def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, float]]:
+    """Return reference's and candidate's loss by seed, as means over the contrast's pairs."""
+    seeds = {seed for _, seed in losses}
+    found = {
+        seed: tuple(
+            float(np.mean([losses.get((pair[end], seed), math.nan) for pair in contrast.pairs]))
+            for end in (0, 1)
+        )
+        for seed in sorted(seeds)
+    }
+    return {seed: (a, b) for seed, (a, b) in found.items() if math.isfinite(a + b)}
+
+
+@styled
+def shapley(found: Findings) -> Drawing | None:
+    """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
+    shown = {m: found.attributions[m] for m in METRICS if m in found.attributions}
+    if not shown:
         return None
-    folder = ledger.folder(trials[-1]) / trials[-1].stages[plan.stages.index(stage)].folder
-    captioner = Captioner.open(folder / "model", registry)
-    pairs = open_pairs(stage.recipe.data, captioner.size)
-    order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
-    shown = order[:PICTURES]
-    said = best_of(captioner, [pairs.images[i] for i in shown])
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    panels = figure.subplots(2, PICTURES // 2).flat
-    for panel, row, text in itertools.zip_longest(panels, shown, said):
-        panel.set_xticks([])
-        panel.set_yticks([])
-        panel.spines[:].set_visible(False)
-        if row is None:
-            continue
-        panel.imshow(pairs.images[row], interpolation="nearest")
-        panel.set_title(_folded(text or "(nothing)"), fontsize=9)
-        panel.set_xlabel(_folded(pairs.captions[row][0]), color=GREY, fontsize=8)
-    figure.suptitle(
-        f"{wanted}, seed {trials[-1].seed}, {stage.name} ({stage.recipe.data}): "
-        "its caption above, a person's below",
-        fontsize=10,
+    count = len(shown[DECISIVE].shapley) + 1
+    figure = sheet(11, 1.3 + 0.42 * count)
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
+        _waterfall(panel, attribution)
+        panel.set_title(METRICS[metric])
+    parts = [*shown[DECISIVE].shapley, shown[DECISIVE].gain]
+    panels[0].set_yticks(range(count), [part.name for part in parts])
+    panels[0].set_ylim(count - 0.4, -0.6)
+    for panel in panels:
+        panel.tick_params(axis="y", labelcolor=INK)
+    figure.supxlabel(
+        "improvement in %: each bar starts where the one above ends, together they are the whole; "
+        "lines are 95% intervals of a bar's length",
+        fontsize=9,
+        color=MUTED,
     )
     return figure
 
 
-def _folded(text: str) -> str:
-    """Return a caption in two short lines at most; a dollar sign is no formula."""
-    return textwrap.fill(text, 26, max_lines=2, placeholder=" ...").replace("$", r"\$")
+def _waterfall(panel: Axes, found: Attribution) -> None:
+    start = 0.0
+    for row, part in enumerate([*found.shapley, found.gain]):
+        is_whole = part is found.gain
+        left = 0.0 if is_whole else start
+        ink = INK if is_whole else IMPROVED if part.estimate > 0 else WORSE
+        panel.barh(row, part.estimate, left=left, height=0.56, color=ink, label=part.name)
+        end = left + part.estimate
+        if math.isfinite(part.low):
+            ends = [left + part.low, left + part.high]
+            panel.plot(ends, [row + 0.36] * 2, color=MUTED, linewidth=1.4, marker="|", markersize=5)
+        if not is_whole:
+            panel.plot([end, end], [row, row + 1], color=MUTED, linewidth=0.8, linestyle=":")
+        panel.annotate(
+            f"{part.estimate:+.2f}",
+            (max(left, end), row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+        start = end
+    panel.axvline(0, color=MUTED, linewidth=0.9)
+    panel.margins(x=0.14)
+    calm(panel, "x")
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=140)
-    return path
+@styled
+def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
+    """Return a panel per pair of swaps: one from without to with, without and with the other.
+
+    Improvements over the cell without any swap, averaged over the settings of further swaps within
+    each seed. Parallel lines add up: a dashed one shows where they would lead.
+    """
+    cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
+    losses = stage_losses(plan, ledger)[DECISIVE]
+    gains = _gains(cells, losses)
+    if not gains:
+        return None
+    swaps = sorted(frozenset().union(*gains))
+    pairs = list(itertools.combinations(swaps, 2))[:MOST_PANELS]
+    if not pairs:
+        return None
+    figure = sheet(max(11.0, 3.6 * len(pairs)), 3.4)
+    panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+    for panel, (one, other) in zip(panels, pairs, strict=True):
+        _interaction(panel, gains, one, other)
+    panels[0].set_ylabel(f"improvement of {METRICS[DECISIVE]} over {cells[frozenset()]}, %")
+    return figure
+
+
+def _gains(cells: dict[frozenset[str], str], losses: Losses) -> dict[frozenset[str], np.ndarray]:
+    """Return each cell's gain [seeds] over the one without swaps, of seeds that all cells have."""
+    seeds = sorted({seed for _, seed in losses})
+    table = {
+        swaps: np.array([losses.get((name, seed), math.nan) for seed in seeds])
+        for swaps, name in cells.items()
+    }
+    if not seeds or not table:
+        return {}
+    whole = np.isfinite(np.sum(list(table.values()), axis=0))
+    reference = table[frozenset()][whole]
+    return {s: 100 * (1 - v[whole] / reference) for s, v in table.items()} if whole.any() else {}
+
+
+def _interaction(
+    panel: Axes, gains: dict[frozenset[str], np.ndarray], one: str, other: str
+) -> None:
+    def seeds_of(with_one: bool, with_other: bool) -> np.ndarray:
+        wanted = (with_one, with_other)
+        chosen = [v for s, v in gains.items() if (one in s, other in s) == wanted]
+        return np.asarray(np.mean(chosen, axis=0))
+
+    lines = {}
+    for with_other, ink, shift in ((False, INK, -0.02), (True, CANDIDATE, 0.02)):
+        values = [seeds_of(with_one, with_other) for with_one in (False, True)]
+        means = [float(v.mean()) for v in values]
+        xs = [shift, 1 + shift]
+        words = f"{'with' if with_other else 'without'} {other}"
+        panel.plot(xs, means, "o-", color=ink, linewidth=2, markersize=5, label=words)
+        for x, own in zip(xs, values, strict=True):
+            low, high = t_interval(own)
+            if math.isfinite(low) and high > low:
+                panel.plot([x, x], [low, high], color=ink, linewidth=1.1)
+        lines[words] = means
+    (left, right), (other_left, other_right) = lines.values()
+    expected = [other_left, other_left + right - left]
+    panel.plot([0.02, 1.02], expected, "--", color=CANDIDATE, linewidth=1, label="if they added up")
+    lower_first = right <= other_right
+    for words, ink, is_lower in zip(
+        lines, (INK, CANDIDATE), (lower_first, not lower_first), strict=True
+    ):
+        panel.annotate(
+            words, (1.02, lines[words][1]), xytext=(7, -1 if is_lower else 1),
+            textcoords="offset points", va="top" if is_lower else "bottom", color=ink,
+        )  # fmt: skip
+    panel.axhline(0, color=LINE, linewidth=0.9, zorder=0)
+    panel.set_xticks([0, 1], [f"without {one}", f"with {one}"])
+    panel.tick_params(axis="x", labelcolor=INK)
+    panel.set_xlim(-0.2, 1.75)
+    calm(panel, "y")

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
-from ablate.figures import draw_captions
+from ablate.contact_sheet import draw_captions
+from ablate.document import Document
 from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
-from ablate.report import Report, make_report, write_report
+from ablate.report import write_report
 from ablate.tracking import DEFAULT_STORE, Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
@@ -91,12 +92,11 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             watchers = Watchers(shown, tracker)
             execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
         draw_captions(plan, ledger, default_registry(launch.plugins))
-        report = make_report(plan, ledger)
-        paths = write_report(report, plan, ledger)
+        document, findings, paths = write_report(plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(report.effects, paths, complete=not unfinished)
+        tracker.close(findings.effects, paths, complete=not unfinished)
     if len(unfinished) < len(plan.trials):
-        show(report, console)
+        show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
     where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
@@ -157,18 +157,21 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
     return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
 
 
-def show(report: Report, console: Console) -> None:
-    """Print the report's summary and tables."""
-    for table in report.tables:
-        grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
-        for i, name in enumerate(table.header):
-            grid.add_column(name, justify="left" if i == 0 else "right")
-        for row in table.rows:
-            grid.add_row(*(cell.replace("[", r"\[") for cell in row))
-        console.print()
-        console.print(grid)
-    for note in report.notes:
-        if note.startswith(("Skipped", "No result", "Data:")):
-            console.print(note, highlight=False, markup=False)
+def show(document: Document, console: Console) -> None:
+    """Print a report's tables, what is doubtful, and the opening last, where the eye is."""
+    for section in (s for s in document.sections if not s.folded):
+        for table in section.tables:
+            grid = RichTable(title=table.title, title_justify="left", box=None, pad_edge=False)
+            for i, name in enumerate(table.header):
+                grid.add_column(name, justify="left" if i == 0 else "right")
+            for row in table.rows:
+                grid.add_row(*(cell.replace("[", r"\[") for cell in row))
+            console.print()
+            console.print(grid)
+        for item in section.items:
+            console.print(item, highlight=False, markup=False)
     console.print()
-    console.print(report.summary, highlight=False, markup=False)
+    if document.stamp:
+        console.print(document.stamp, style="yellow", highlight=False, markup=False)
+    for sentence in document.opening:
+        console.print(sentence, highlight=False, markup=False)

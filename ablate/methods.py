@@ -107,6 +107,6 @@ def _launch_words(launch: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in launch["packages"].items())
     return (
         f"{launch['date']}: {launch['command']}; git {launch['git'][:12]}"
-        f"{'+changes' * launch['git'].endswith('+changes')}; Python {launch['python']}; {packages}; "
-        f"{launch['system']}, {launch['device']}"
+        f"{'+changes' * launch['git'].endswith('+changes')}; Python {launch['python']}; "
+        f"{packages}; {launch['system']}, {launch['device']}"
     )

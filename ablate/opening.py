@@ -19,7 +19,11 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
         return [NOT_YET]
-    return [s for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main)) if s]
+    return [
+        s
+        for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main))
+        if s
+    ]
 
 
 def stamp(plan: Plan, found: Findings) -> str:
@@ -33,8 +37,8 @@ def stamp(plan: Plan, found: Findings) -> str:
     if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
         warnings.append(
             f"NOISE: {flagged[0].contrast}, the same cell under other seeds, differs by "
-            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound studies, "
-            "and in unsound ones"
+            f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound "
+            "studies, and in unsound ones"
         )
     return "; ".join(warnings)
 

@@ -7,10 +7,12 @@ import ast
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from ablate import keywords
 from ablate.grids import GRIDS
 from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
@@ -21,6 +23,9 @@ from ablate.workflow import parse_stages
 from assemblies import SIZES
 from blocks import UsageError, default_registry
 from blocks.errors import Parser
+
+if TYPE_CHECKING:
+    from ablate.study import Study
 
 
 def parser() -> argparse.ArgumentParser:
@@ -176,6 +181,30 @@ def _absolute(plugin: str) -> str:
     is_file = plugin.endswith(".py") or "/" in plugin
     return str(Path(plugin).expanduser().resolve()) if is_file else plugin
 
+
+class _Command(ModuleType):
+    """This module, which can be called: importing it binds its name in the package ``ablate``.
+
+    So a function `ablate.run` would be hidden as soon as anything imports the module of that name.
+    """
+
+    def __call__(self, grid: str, **flags: Any) -> Study | None:
+        """Run the command from Python and return the study; None after ``plan=True``.
+
+        Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
+        ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
+        """
+        from ablate.study import Study
+
+        top = parser()
+        arguments = keywords.command_line(top, {"grid": grid, **flags})
+        options = keywords.parse(top, arguments)
+        options.arguments = arguments
+        _main(options, make_console(options.output))
+        return None if options.plan else Study.open(study_directory(options))
+
+
+sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
     sys.exit(main())

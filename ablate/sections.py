@@ -19,6 +19,10 @@ from ablate.trial import Stage
 PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
 PAPER_FINETUNED = {"contrastive": 13.66, "perplexity": 5.18, "coca": 5.55}
 RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
+FOREST = (
+    "every contrast's improvement with its 95% interval. A filled point is a clear effect, a "
+    "square is equivalent, a hollow point is not clear; arrows go on beyond the picture."
+)
 SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
 
 
@@ -56,12 +60,13 @@ def effects_section(plan: Plan, found: Findings) -> Section:
     """Return every contrast's effect in the first stage, and in the mean over fine-tunings."""
     first, *later = plan.stages
     tables = [_effect_table(plan, found, f"Effects: {first.name}", "")]
-    pictures = [Picture(stem="effects", caption=f"{first.name}: improvement with 95% intervals")]
+    pictures = [Picture(stem="effects", caption=f"{first.name}: {FOREST}")]
     if later:
         tables.append(_effect_table(plan, found, "Effects: mean of the fine-tunings", FINETUNED))
-        caption = "Mean of the fine-tunings: improvement with 95% intervals"
+        caption = f"Mean of the fine-tunings: {FOREST}"
         pictures.append(Picture(stem="effects-finetuned", caption=caption))
-    pictures.append(Picture(stem="slopes", caption="The primary contrast, a line for each seed"))
+    slopes = "The primary contrast seed by seed: where lines run alike, pairing by seed gains most."
+    pictures.append(Picture(stem="slopes", caption=slopes))
     return Section(
         title="Effects",
         paragraphs=[
@@ -135,7 +140,12 @@ def attribution_section(found: Findings) -> list[Section]:
             ],
             pictures=[
                 Picture(stem="shapley", caption="Each swap's share of the gain"),
-                Picture(stem="interactions", caption="CoCa loss by swap, at both settings of each"),
+                Picture(
+                    stem="interactions",
+                    caption="Each swap's gain without and with another one. Parallel lines add up; "
+                    "the dashed one shows where they would lead. Lines up and down are 95% "
+                    "intervals.",
+                ),
             ],
         )
     ]
@@ -165,8 +175,17 @@ def cells_section(plan: Plan, ledger: Ledger) -> Section:
         ],
         tables=[_cell_table(plan, ledger, stage) for stage in plan.stages],
         pictures=[
-            Picture(stem="curves", caption="Validation losses: mean over seeds, lowest to highest"),
-            Picture(stem="cost", caption="Cost against quality: mean and 95% interval over seeds"),
+            Picture(
+                stem="curves",
+                caption="How cells learn: means over seeds, with bands from the lowest seed to the "
+                "highest for the primary contrast. Below, each seed is compared with the "
+                "reference's of the same seed at the same step.",
+            ),
+            Picture(
+                stem="cost",
+                caption="Cost against quality: mean and 95% interval over seeds, cells numbered "
+                "from the best one on. Points of equal cost are moved aside.",
+            ),
         ],
     )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ablate.findings import Findings, make_findings
+from ablate import cell_figures, figures
+from ablate.findings import FINETUNED, Findings, make_findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_plan
 from ablate.report import write_report
+from blocks.errors import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,5 +88,47 @@ class Study:
 
     def report(self) -> Path:
         """Write the report anew and return the path of ``report.html``."""
-        paths = write_report(self.plan, self.ledger)[-1]
-        return next(path for path in paths if path.name == "report.html")
+        return write_report(self.plan, self.ledger)[-1][0]
+
+
+class Plots:
+    """The figures of a study's report, each drawn when it is called for.
+
+    A figure is None where the study has no data for it. Notebooks show one by themselves; elsewhere
+    there is ``figure.savefig("effects.pdf")``.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def forest(self, stage: str = "") -> Figure | None:
+        """Return every contrast's improvement with its interval, a panel per metric.
+
+        ``stage`` is a fine-tuning's name or ``finetune``, the mean of all; by default pretraining.
+        Raises `UsageError` for a stage that the study has not.
+        """
+        known = {s.prefix[:-1]: s.prefix for s in self.study.plan.stages[1:]}
+        known |= {FINETUNED[:-1]: FINETUNED} if known else {}
+        if stage and stage not in known:
+            raise unknown("fine-tuning", stage, known)
+        return figures.forest(self.study.plan, self.study.findings, known.get(stage, ""))
+
+    def slopes(self) -> Figure | None:
+        """Return the primary contrast seed by seed."""
+        return figures.slopes(self.study.plan, self.study.ledger)
+
+    def shapley(self) -> Figure | None:
+        """Return each swap's share of the gain of all."""
+        return figures.shapley(self.study.findings)
+
+    def interactions(self) -> Figure | None:
+        """Return each swap's gain without and with another one."""
+        return figures.interactions(self.study.plan, self.study.ledger)
+
+    def curves(self) -> Figure | None:
+        """Return validation losses by step, and improvements over the reference."""
+        return cell_figures.curves(self.study.plan, self.study.ledger)
+
+    def cost(self) -> Figure | None:
+        """Return test losses by what cells cost."""
+        return cell_figures.cost_against_quality(self.study.plan, self.study.ledger)

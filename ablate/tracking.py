@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ablate.effects import Effect
 from ablate.files import read_json, write_json
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.effects import Effect
 from ablate.trial import Trial
 from assemblies.config import flatten
 from blocks import UsageError
