@@ -20,16 +20,17 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from ablate.files import digest, read_json, write_json
+from ablate.files import digest
 from ablate.ledger import Ledger
 from ablate.recipe import Recipe
+from ablate.search_outcomes import Found, Outcome
 from ablate.train import SELECTION
 from ablate.trial import MAX_SEEDS, SEARCH, Trial, make_trial
 from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
 from blocks import Registry, Unsupported, UsageError
 
-FILE, RECORD = "search.db", "search.json"
+FILE = "search.db"
 FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
 RANDOM = 8  # so many trials are drawn at random before the estimator has a say
 
@@ -81,26 +82,6 @@ class Subject:
     key: str
     propose: Callable[[optuna.Trial], Sequence[Trial]]
     start: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A search trial that is over: its best validation loss, or why it has none.
-
-    ``state`` is ``complete``, ``fail`` (its training failed) or ``pruned`` (it cannot be built).
-    """
-
-    subject: str
-    number: int
-    values: Mapping[str, Any]
-    loss: float | None
-    state: str
-    reason: str = ""
-    cell: str = ""
-    keys: tuple[str, ...] = ()
-
-
-Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,27 +148,6 @@ def search(
             if asked or numbers.stop == budget.trials:
                 tell(found)
     return found
-
-
-def write_found(found: Found, directory: Path) -> None:
-    """Write all outcomes as plain data, for readers that have no Optuna."""
-    rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
-    write_json(directory / RECORD, rows)
-
-
-def read_found(directory: Path) -> Found:
-    """Return what a study's searches have found so far: nothing where there were none."""
-    found: Found = {}
-    for row in read_json(directory / RECORD) or []:
-        outcome = Outcome(**{**row, "keys": tuple(row["keys"])})
-        found.setdefault(outcome.subject, []).append(outcome)
-    return found
-
-
-def best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Return the outcome of the lowest validation loss, the first of equals, or None."""
-    done = [outcome for outcome in outcomes if outcome.loss is not None]
-    return min(done, key=lambda o: (o.loss, o.number), default=None)
 
 
 def _ask(

@@ -21,15 +21,8 @@ from ablate.grids import against
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.planner import explain, require_backends
-from ablate.search import (
-    Budget,
-    Found,
-    NothingFoundError,
-    Outcome,
-    Subject,
-    search,
-    search_trials,
-)
+from ablate.search import Budget, NothingFoundError, Subject, search, search_trials
+from ablate.search_outcomes import Found, Outcome, ranking
 from ablate.trial import Trial
 from assemblies import CoCaConfig, cost, normalise, with_field
 from blocks import KINDS, BlockSpec, Registry, Unsupported, UsageError, parse
@@ -165,13 +158,6 @@ def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:
     """Return a cell's name: the base's, and each slot that differs from it."""
     slots = [kind for kind in KINDS if getattr(cell.image, kind) != getattr(base.image, kind)]
     return " ".join([BASE, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
-
-
-def ranking(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return the trained cells from the lowest validation loss on, each once."""
-    done = sorted((o for o in outcomes if o.loss is not None), key=lambda o: (o.loss, o.number))
-    first = {outcome.cell: outcome for outcome in reversed(done)}
-    return [outcome for outcome in done if first[outcome.cell] is outcome]
 
 
 def importances(outcomes: Sequence[Outcome], plan: Plan, registry: Registry) -> dict[str, float]:

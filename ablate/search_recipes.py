@@ -21,16 +21,8 @@ from ablate.ledger import Ledger
 from ablate.plan import AGAIN, Plan
 from ablate.planner import retune
 from ablate.recipe import Recipe
-from ablate.search import (
-    Budget,
-    Found,
-    NothingFoundError,
-    Outcome,
-    Subject,
-    best,
-    search,
-    search_trials,
-)
+from ablate.search import Budget, NothingFoundError, Subject, search, search_trials
+from ablate.search_outcomes import Found, Outcome, best
 from ablate.search_space import Space, searched_fields, spell, start, tuned
 from ablate.train import loss_weights
 from ablate.trial import Trial
