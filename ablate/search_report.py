@@ -17,7 +17,7 @@ from ablate.search_outcomes import Outcome, ranking
 MOST_ROWS = 20
 LIMITS = (
     "What may be concluded: which cells are worth seeds. What may not: that one is better. A "
-    "difference between two trials holds the noise of one seed, the winner is the luckiest of many, "
+    "difference of two trials holds the noise of one seed, the winner is the luckiest of many, "
     "all cells were trained with one recipe, and they differ in parameters."
 )
 
