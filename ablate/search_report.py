@@ -60,6 +60,7 @@ def walk_document(
     rows = [_ranked_row(i, outcome, base, parameters) for i, outcome in enumerate(ranked, start=1)]
     lost = [o for o in outcomes if o.loss is None]
     rules = {"pruned": "cannot be built", "fail": "failed"}
+    items = [f"Trial {o.number} {rules[o.state]}: {_spelt(o)}: {o.reason}" for o in lost]
     pictures = [Picture(stem="history", caption="What each trial gave, by the budget spent.")]
     if importances:
         caption = "How much each choice matters for being among the best trials of this walk."
@@ -88,13 +89,15 @@ def walk_document(
                     )
                 ],
             ),
-            Section(
-                title="Trials without a result",
-                items=[f"Trial {o.number} {rules[o.state]}: {o.cell} {o.reason}" for o in lost],
-            ),
+            *([Section(title="Trials without a result", items=items)] if lost else []),
             Section(title="Methods", paragraphs=[walk_words(plan.search), LIMITS]),
         ],
     )
+
+
+def _spelt(outcome: Outcome) -> str:
+    """Return a trial's cell, or what was chosen where no cell came of it."""
+    return outcome.cell or ", ".join(f"{name}={value}" for name, value in outcome.values.items())
 
 
 def _ranked_row(

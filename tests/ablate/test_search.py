@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import optuna
 import pytest
 from samples import SMALL, shapes_rows, write_shard
+from trainer import Trainer
 
 from ablate.launch import refuse_other_study
 from ablate.ledger import Ledger
@@ -23,8 +23,7 @@ from ablate.search_methods import search_section
 from ablate.search_outcomes import Found, best_so_far, read_found, write_found
 from ablate.search_recipes import check_space, describe_search, make_subjects, tune
 from ablate.search_space import default_space, parse_space
-from ablate.stages import run_trial
-from ablate.trial import MAX_SEEDS, Trial
+from ablate.trial import MAX_SEEDS
 from blocks import UsageError, default_registry
 
 REGISTRY = default_registry()
@@ -38,32 +37,13 @@ def small_plan(data: str, finetune: bool = False, noise: bool = False) -> Plan:
     return make_plan("paper", "nano", 2, settings, REGISTRY, sources, declared)
 
 
-class Trainer:
-    """Trains in this process into a ledger, as the executor does; remembers what it trained."""
-
-    def __init__(self, ledger: Ledger, limit: float = math.inf, backwards: bool = False) -> None:
-        self.ledger, self.limit, self.backwards = ledger, limit, backwards
-        self.trained: list[Trial] = []
-
-    def __call__(self, trials: list[Trial]) -> None:
-        for trial in reversed(trials) if self.backwards else trials:
-            if len(self.trained) >= self.limit:
-                return
-            self.trained.append(trial)
-            try:
-                for _ in run_trial(trial, self.ledger.folder(trial), REGISTRY):
-                    continue
-            except Exception:
-                self.ledger.record_failure(trial, traceback.format_exc())
-
-
 def searched(
     plan: Plan, directory: Path, budget: Budget, space: str = "", **how: object
 ) -> tuple[Plan | None, Found, Trainer]:
     """Tune a plan in a directory and return it, all outcomes, and the trainer."""
     directory.mkdir(exist_ok=True)
     ledger = Ledger(directory)
-    train = Trainer(ledger, **how)  # type: ignore[arg-type]
+    train = Trainer(ledger, REGISTRY, **how)  # type: ignore[arg-type]
     recipe = plan.stages[0].recipe
     chosen = parse_space(space, recipe) if space else default_space(recipe)
     declared = replace(plan, search=describe_search(chosen, budget, recipe))
