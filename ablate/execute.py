@@ -52,6 +52,11 @@ class Resources:
     cpus: float = 1
     gpus: float = 0
 
+    @property
+    def threads(self) -> int:
+        """Return how many threads torch gets."""
+        return max(1, int(self.cpus))
+
 
 def cores() -> int:
     """Return the CPU cores that this process may use."""
@@ -72,6 +77,21 @@ def choose_resources(gpus_per_trial: float | None) -> Resources:
         return Resources(cpus=1, gpus=0)
     slots = found * int(1 / wanted)  # a trial's share is of one GPU
     return Resources(cpus=max(1, cores() // slots) if cores() >= slots else 0.5, gpus=wanted)
+
+
+def side_by_side(resources: Resources) -> int:
+    """Return how many trials run at a time on this machine."""
+    import torch
+
+    slots = int(cores() / resources.cpus)
+    if resources.gpus:
+        slots = min(slots, torch.cuda.device_count() * int(1 / resources.gpus))
+    return max(1, slots)
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of a process that trains."""
+    return WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}
 
 
 def execute(
@@ -100,7 +120,7 @@ def execute(
             "study": str(ledger.directory.resolve()),
             "plugins": plugins,
             "registry": fingerprint,
-            "threads": max(1, int(resources.cpus)),
+            "threads": resources.threads,
         }
         for trial in trials
     ]
@@ -234,7 +254,7 @@ def _ray() -> Iterator[None]:
         log_to_driver=False,
         logging_level=logging.CRITICAL + 1,
         object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}},
+        runtime_env={"env_vars": worker_environment()},
     )
     try:
         yield

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ablate.options import parse_value
 from blocks import UsageError
 from blocks.errors import unknown
 
@@ -42,9 +43,7 @@ def _spelled(flag: str, value: Any, flags: Mapping[str, argparse.Action]) -> lis
 
 
 def _literal(value: Any) -> str:
-    """Return a setting as `ablate.run.parse_value` reads it back; texts may need quotes."""
-    from ablate.run import parse_value
-
+    """Return a setting as `ablate.options.parse_value` reads it back; texts may need quotes."""
     return value if isinstance(value, str) and parse_value(value) == value else repr(value)
 
 

@@ -79,7 +79,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         if left_out := _left_out(plan, ledger):
             say(
                 f"left out of the report, though this study has it: {', '.join(left_out)} "
-                "(--stages names all sets of a study)"
+                "(--stages and --cells name all of a study)"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
@@ -156,11 +156,12 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return the fine-tunings that the study had when it last ran and the plan has not."""
+    """Return the cells and fine-tunings that the study had when it last ran, and now has not."""
     if not (ledger.directory / FILE).exists():
         return []
-    now = {stage.name for stage in plan.stages}
-    return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
+    before = read_plan(ledger.directory)
+    now = {*plan.cells, *(stage.name for stage in plan.stages)}
+    return [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
 
 
 def show(document: Document, console: Console) -> None:

@@ -65,8 +65,17 @@ def _meaning(effect: Effect, smallest: float) -> str:
         + (f", though below the {smallest:g}% declared to be of interest" if small else ""),
         "worse": f"clearly worse (p = {effect.p_adjusted:.2g})",
         "equivalent": f"equivalent, that is, within {smallest:g}%, the smallest effect of interest",
-        "inconclusive": "inconclusive, these seeds cannot tell it from no effect",
+        "inconclusive": _why_inconclusive(effect),
     }.get(effect.verdict, f"{effect.verdict}, nothing can be said of it")
+
+
+def _why_inconclusive(effect: Effect) -> str:
+    if effect.p > ALPHA:
+        return "inconclusive, these seeds cannot tell it from no effect"
+    return (
+        f"inconclusive, for p = {effect.p:.2g} would do if it were the only contrast, but among "
+        f"all of them it is {effect.p_adjusted:.2g}"
+    )
 
 
 def _which(plan: Plan, found: Findings) -> str:

@@ -177,13 +177,14 @@ SPECIAL = {
 
 def latex(tables: Sequence[Table]) -> str:
     """Return tables for a paper: booktabs, each number's interval below it in small type."""
-    head = r"% needs \usepackage{booktabs} and \usepackage[T1]{fontenc}"
+    head = r"% needs \usepackage{booktabs,graphicx} and \usepackage[T1]{fontenc}"
     return "\n\n".join([head, *map(_latex_table, tables)]) + "\n"
 
 
 def _latex_table(table: Table) -> str:
     right = numeric(table)
-    columns = "".join("r" if i in right else "l" for i in range(len(table.header)))
+    columns = ["r" if i in right else "l" for i in range(len(table.header))]
+    header = map(_latex_header, table.header, columns)
     lines = [line for i, row in enumerate(table.rows) for line in _latex_rows(row, table, i)]
     note = f" {_latex(table.note)}" if table.note else ""
     return "\n".join(
@@ -191,31 +192,47 @@ def _latex_table(table: Table) -> str:
             r"\begin{table}",
             r"\centering\small\setlength{\tabcolsep}{4pt}",
             rf"\caption{{{_latex(table.title)}.{note}}}",
-            rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+            r"\vspace{4pt}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{@{{}}{''.join(columns)}@{{}}}}",
             r"\toprule",
-            " & ".join(map(_latex, table.header)) + r" \\",
+            " & ".join(header) + r" \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
         ]
     )
 
 
+def _latex_header(name: str, column: str) -> str:
+    """Return a column's title, in two lines if it is long."""
+    spaces = [i for i, c in enumerate(name) if c == " " and name[i:] != " %"]
+    if len(name) < 11 or not spaces:
+        return _latex(name)
+    middle = min(spaces, key=lambda i: abs(i - len(name) / 2))
+    above, below = _latex(name[:middle]), _latex(name[middle + 1 :])
+    return rf"\shortstack[{column}]{{{above}\\{below}}}"
+
+
 def _latex_rows(row: tuple[str, ...], table: Table, index: int) -> Iterator[str]:
-    """Yield a row's numbers and, where they have some, a second line with their intervals."""
-    found = [NUMBER.fullmatch(cell) for cell in row[1:]]
-    bracketed = [m[2] if m and m[2] and m[2].startswith("[") else "" for m in found]
-    name = _latex(row[0])
-    cells = [rf"\textbf{{{name}}}" if index in table.emphasised else name]
-    for cell, match, below in zip(row[1:], found, bracketed, strict=True):
-        cells.append(_latex_number(match[1]) if match and below else _latex_number(cell))
-    end = r" \\" if not any(bracketed) else r" \\[-2pt]"
-    yield " & ".join(cells) + end
-    if any(bracketed):
-        small = [rf"\scriptsize {_latex_number(text)}" if text else "" for text in bracketed]
-        yield " & ".join(["", *small]) + r" \\[2pt]"
+    """Yield a row, and a second line with intervals if it has some: narrow enough for a page.
+
+    Then p stands beside its number, and what a name has in brackets goes to the second line too.
+    """
+    found = [re.fullmatch(r"(\S+) (\[.*\])(.*)", cell) for cell in row[1:]]
+    name = re.fullmatch(r"(.+) (\([^()]*\))", row[0]) if any(found) else None
+    first = _latex(name[1] if name else row[0])
+    above = [rf"\textbf{{{first}}}" if index in table.emphasised else first]
+    below = [rf"\scriptsize {_latex(name[2])}" if name else ""]
+    for cell, match in zip(row[1:], found, strict=True):
+        p = rf" {{\scriptsize {_latex(match[3])}}}" if match and match[3] else ""
+        above.append(_latex_number(match[1]) + p if match else _latex_number(cell))
+        below.append(rf"\scriptsize {_latex_number(match[2])}" if match else "")
+    yield " & ".join(above) + (r" \\[-2pt]" if any(found) else r" \\")
+    if any(found):
+        yield " & ".join(below) + r" \\[2pt]"
 
 
 def _latex_number(text: str) -> str:

@@ -75,7 +75,12 @@ def _with_pictures_of(section: Section, directory: Path) -> Section:
 
 def texts(document: Document, found: Findings) -> dict[str, str]:
     """Return the report's files that hold its numbers, by name: what a bundle is checked by."""
-    tables = [t for s in document.sections if s.title in FOR_PAPERS for t in s.tables]
+    tables = [
+        replace(table, note=table.note or " ".join(section.paragraphs))
+        for section in document.sections
+        if section.title in FOR_PAPERS
+        for table in section.tables
+    ]
     return {
         "report.md": markdown(document),
         "effects.csv": effects_csv([*found.effects, *found.noise]),

@@ -13,7 +13,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +24,19 @@ from ablate.files import digest
 from ablate.ledger import Ledger
 from ablate.recipe import Recipe
 from ablate.search_outcomes import Found, Outcome
+from ablate.search_request import Budget
 from ablate.train import SELECTION
-from ablate.trial import MAX_SEEDS, SEARCH, Trial, make_trial
+from ablate.trial import SEARCH, Trial, make_trial
 from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
 from blocks import Registry, Unsupported, UsageError
 
 FILE = "search.db"
-FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
 RANDOM = 8  # so many trials are drawn at random before the estimator has a say
 
 
 class NothingFoundError(RuntimeError):
     """All trials of a search failed, so that it has found nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What every search of a study gets alike.
-
-    ``trials`` are trained from each of ``seeds`` seeds, and a trial's value is the mean of its best
-    validation losses. ``generation`` trials are asked for at a time. ``sampler`` is the seed of
-    Optuna's draws.
-    """
-
-    trials: int = 16
-    seeds: int = 1
-    generation: int = 4
-    sampler: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse budgets that are none."""
-        for name in ("trials", "seeds", "generation"):
-            if not 1 <= (given := getattr(self, name)) <= MAX_SEEDS:
-                raise UsageError(f"--search-{name} must be from 1 to {MAX_SEEDS}, got {given}")
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """Return the budget as a plan holds it."""
-        return {**asdict(self), "seeds": self.tuning_seeds}
-
-    @property
-    def tuning_seeds(self) -> list[int]:
-        """Return the seeds that search trials are trained from, which no study has."""
-        return [FIRST_SEED + i for i in range(self.seeds)]
 
 
 @dataclass(frozen=True, kw_only=True)

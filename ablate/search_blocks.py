@@ -20,16 +20,15 @@ from ablate.grid import Grid
 from ablate.grids import against
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.planner import explain, require_backends
-from ablate.search import Budget, NothingFoundError, Subject, search, search_trials
+from ablate.pricing import explain, require_backends
+from ablate.search import NothingFoundError, Subject, search, search_trials
 from ablate.search_outcomes import Found, Outcome, ranking
+from ablate.search_request import BASE, FOUND, Budget
 from ablate.trial import Trial
 from assemblies import CoCaConfig, cost, normalise, with_field
 from blocks import KINDS, BlockSpec, Registry, Unsupported, UsageError, parse
 from blocks.spec import Option
 
-BASE = "grr"
-FOUND = "found"
 ENOUGH = 5  # trained trials that had an option, below which its importance is left out
 PLAIN_TOKENS = 8  # captions of so many tokens are enough to see whether a cell can be built
 
@@ -40,11 +39,6 @@ class Walked:
 
     outcomes: list[Outcome]
     importances: dict[str, float]
-
-
-def base_grid(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
-    """Return the grid that a walk starts from: its base alone."""
-    return Grid(name=FOUND, summary="where a walk starts", cells={BASE: cells[BASE]})
 
 
 def walk(
@@ -147,11 +141,6 @@ def require_buildable(name: str, cell: CoCaConfig, registry: Registry) -> None:
         raise
     except Exception as error:  # a plugin's code may raise anything
         raise explain(name, cell, error, registry) from error
-
-
-def describe_walk(budget: Budget, keep: int) -> dict[str, Any]:
-    """Return what is declared of a walk, as the plan that confirms it holds it."""
-    return {"over": "blocks", "keep": keep, **budget.described}
 
 
 def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:

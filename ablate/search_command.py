@@ -1,155 +1,75 @@
-"""`--search`: its flags, and what a command with them does before its seeds run."""
+"""What a command with `--search` does before its seeds run."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from ablate.grids import Design
-from ablate.launch import Launch, refuse_other_study
+from ablate.launch import DONE, INTERRUPTED, SOME_FAILED, Launch, refuse_other_study, run_study
 from ablate.ledger import Ledger
-from ablate.plan import AGAIN, FILE, Plan, read_plan
+from ablate.plan import FILE, Plan, read_plan
 from ablate.progress import JsonLines, Progress
-from ablate.search import Budget
+from ablate.search import NothingFoundError
 from ablate.search_blocks import (
-    BASE,
-    FOUND,
     Walked,
-    base_grid,
-    describe_walk,
     found_grid,
     reached,
     walk,
 )
 from ablate.search_outcomes import Found, best, ranking, write_found
-from ablate.search_recipes import check_space, describe_search, tune
+from ablate.search_recipes import tune
 from ablate.search_report import write_walk
-from ablate.search_space import Space, default_space, parse_space
+from ablate.search_request import BASE, Budget, Request
 from ablate.trial import Trial
 from assemblies import CoCa
 from assemblies.construct import count_parameters
-from blocks import Registry, UsageError
-from blocks.errors import unknown
+from blocks import Registry
 
-METHODS, OVER = ("optuna",), ("recipes", "blocks")
-KEEP = 3
 MOST_NAMED = 6  # cells in a line
-FLAGS = {
-    "search_trials": "--search-trials",
-    "search_space": "--search-space",
-    "search_seeds": "--search-seeds",
-    "search_generation": "--search-generation",
-    "search_keep": "--search-keep",
-    "over": "--over",
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a command asks of a search: over what, how long, in which space, how many to keep."""
+def run_searched(
+    request: Request,
+    plan: Plan,
+    ledger: Ledger,
+    launch: Launch,
+    registry: Registry,
+    console: Console,
+    settings: Mapping[str, Any],
+    replan: Callable[[Design], Plan],
+    confirms: bool,
+) -> int:
+    """Search, then run the study, and return the exit code.
 
-    over: str
-    budget: Budget
-    space: str | None = None
-    keep: int = KEEP
-
-    def space_of(self, plan: Plan) -> Space:
-        """Return the space that recipes are searched in; raises `UsageError` where it is none."""
-        recipe = plan.stages[0].recipe
-        found = default_space(recipe) if self.space is None else parse_space(self.space, recipe)
-        check_space(found, plan)
-        return found
-
-
-def add_flags(top: argparse.ArgumentParser) -> None:
-    """Add the flags of searches to a command line."""
-    group = top.add_argument_group("search before the seeds run (docs/search.md)")
-    group.add_argument("--search", metavar="optuna", help="tune with equal budget for every cell")
-    group.add_argument(
-        "--over", metavar="recipes|blocks", help="what is searched (default recipes)"
-    )
-    group.add_argument(
-        "--search-trials", type=int, metavar="N", help="of each cell, of a walk in all (default 16)"
-    )
-    group.add_argument(
-        "--search-space",
-        metavar="NAME=RANGE,...",
-        help="lr=1e-4..1e-2:log,weight_decay=0..0.3,batch=32|64 (default: around the recipe)",
-    )
-    group.add_argument(
-        "--search-seeds", type=int, metavar="N", help="tuning seeds of each trial (default 1)"
-    )
-    group.add_argument(
-        "--search-generation", type=int, metavar="N", help="trials asked for at a time (default 4)"
-    )
-    group.add_argument(
-        "--search-keep",
-        type=int,
-        metavar="K",
-        help=f"cells of a walk that --seeds confirm (default {KEEP})",
-    )
-
-
-def read_request(options: argparse.Namespace) -> Request | None:
-    """Return what the command asks of a search, or None; raises `UsageError` for contradictions."""
-    given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
-    if options.search is None:
-        if given:
-            raise UsageError(f"{FLAGS[next(iter(given))]} does nothing without --search optuna")
-        return None
-    if options.search not in METHODS:
-        raise unknown("search", options.search, METHODS)
-    over = given.get("over", OVER[0])
-    if over not in OVER:
-        raise unknown("thing to search over", over, OVER)
-    other = "search_space" if over == "blocks" else "search_keep"
-    if other in given:
-        raise UsageError(f"{FLAGS[other]} does nothing with --over {over}")
-    if over == "blocks" and options.grid not in (None, FOUND):
-        raise UsageError(f"--over blocks finds its own grid: leave --grid {options.grid} out")
-    if not (keep := given.get("search_keep", KEEP)) >= 1:
-        raise UsageError(f"--search-keep must be at least 1, got {keep}")
-    names = ("trials", "seeds", "generation")
-    wanted = {name: given[f"search_{name}"] for name in names if f"search_{name}" in given}
-    return Request(over=over, budget=Budget(**wanted), space=given.get("search_space"), keep=keep)
-
-
-def grid_of(request: Request | None, grid: str | None) -> str | Design:
-    """Return the grid that a command plans; a walk starts from its base alone."""
-    if request is not None and request.over == "blocks":
-        return base_grid
-    if grid is None:
-        raise UsageError("--grid is missing; only --search optuna --over blocks goes without")
-    return grid
-
-
-def declare(request: Request, plan: Plan) -> Plan:
-    """Return the plan with the search that it declares."""
-    if request.over == "blocks":
-        return replace(plan, search=describe_walk(request.budget, request.keep))
-    space = request.space_of(plan)
-    return replace(plan, search=describe_search(space, request.budget, plan.stages[0].recipe))
-
-
-def announce(plan: Plan) -> str:
-    """Return in a line what a search will train."""
-    search, steps = plan.search, plan.stages[0].recipe.steps
-    each, seeds = search["trials"], len(search["seeds"])
-    if search["over"] == "blocks":
-        return f"first a walk of {each * seeds} trainings of {steps} steps through blocks"
-    cells = sum(not name.endswith(AGAIN) for name in plan.costs)
-    return (
-        f"first {cells * each * seeds} trainings of {steps} steps, {each * seeds} for each of "
-        f"{cells} cells, tune {search['space']}"
-    )
+    ``settings`` are those that the plan was made with, ``replan`` makes one of another grid, and
+    ``confirms`` is whether the best cells of a walk are to be trained from seeds of their own.
+    """
+    try:
+        if request.over == "recipes":
+            found = tuned_plan(request, plan, settings, ledger, launch, registry, console)
+        else:
+            found = walked_plan(request, plan, replan, ledger, launch, registry, console)
+    except NothingFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return SOME_FAILED
+    if found is None:
+        console.print("stopped in a search; the same command goes on from here", style="yellow")
+        return INTERRUPTED
+    if request.over == "blocks" and not confirms:
+        command = confirming_command(launch.arguments, found.seeds)
+        console.print("to confirm its best cells on seeds that it has not seen:")
+        console.print(command, highlight=False, markup=False, soft_wrap=True)
+        return DONE
+    return run_study(found, ledger, launch, console)
 
 
 def tuned_plan(

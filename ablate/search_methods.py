@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.document import Picture, Section, Table
-from ablate.plan import Plan
+from ablate.ledger import Ledger
+from ablate.plan import AGAIN, Plan
+from ablate.search_outcomes import read_found
 
 FOLDER = "search"  # of a walk's own report, in the study's directory
 
@@ -48,6 +50,19 @@ def search_section(plan: Plan) -> list[Section]:
     return [
         Section(title="Tuning", paragraphs=words, tables=[_tuning_table(plan)], pictures=[picture])
     ]
+
+
+def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
+    """Return how many trainings the search before a study still has to do, by cell."""
+    if not plan.search:
+        return {}
+    found, seeds = read_found(ledger.directory), len(plan.search["seeds"])
+    walks = plan.search["over"] == "blocks"
+    names = {name: "blocks" if walks else name for name in plan.costs if not name.endswith(AGAIN)}
+    left = {
+        name: plan.search["trials"] - len(found.get(subject, [])) for name, subject in names.items()
+    }
+    return {name: max(0, trials) * seeds for name, trials in left.items()}
 
 
 def _tuning_table(plan: Plan) -> Table:

@@ -7,49 +7,23 @@ draws of the sampler, and the recipe as it was written is the first trial of eac
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import optuna
 
-from ablate.data.batches import TrainBatches
-from ablate.data.dataset import open_dataset
 from ablate.files import digest
 from ablate.ledger import Ledger
 from ablate.plan import AGAIN, Plan
 from ablate.planner import retune
 from ablate.recipe import Recipe
-from ablate.search import Budget, NothingFoundError, Subject, search, search_trials
+from ablate.search import NothingFoundError, Subject, search, search_trials
 from ablate.search_outcomes import Found, Outcome, best
-from ablate.search_space import Space, searched_fields, spell, start, tuned
-from ablate.train import loss_weights
+from ablate.search_request import Budget
+from ablate.search_space import Space, spell, start, tuned
 from ablate.trial import Trial
 from blocks import Registry
-
-
-def describe_search(space: Space, budget: Budget, recipe: Recipe) -> dict[str, Any]:
-    """Return what is declared of a search, as a plan holds it."""
-    return {
-        "over": "recipes",
-        "space": spell(space),
-        "fields": sorted(searched_fields(space)),
-        "recipe": {name: getattr(recipe, name) for name in sorted(searched_fields(space))},
-        **budget.described,
-    }
-
-
-def check_space(space: Space, plan: Plan) -> None:
-    """Raise `UsageError` where a cell could not be trained with some values of the space."""
-    recipe = plan.stages[0].recipe
-    corners = [tuned(recipe, {chosen.name: end}) for chosen in space for end in chosen.ends]
-    for cell, corner in itertools.product(plan.cells.values(), corners):
-        loss_weights(cell, corner)
-    largest = max(corners, key=lambda corner: corner.batch)
-    if largest.batch > recipe.batch:
-        data = open_dataset(recipe, next(iter(plan.cells.values())))
-        TrainBatches(data.splits["train"], largest, seed=0)
 
 
 def tune(

@@ -18,10 +18,11 @@ from ablate.launch import refuse_other_study
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_plan, write_plan
 from ablate.planner import Declared, make_plan
-from ablate.search import FILE, FIRST_SEED, Budget, NothingFoundError
+from ablate.search import FILE, NothingFoundError
 from ablate.search_methods import search_section
 from ablate.search_outcomes import Found, best_so_far, read_found, write_found
-from ablate.search_recipes import check_space, describe_search, make_subjects, tune
+from ablate.search_recipes import make_subjects, tune
+from ablate.search_request import FIRST_SEED, Budget, check_space, describe_search
 from ablate.search_space import default_space, parse_space
 from ablate.trial import MAX_SEEDS
 from blocks import UsageError, default_registry

@@ -16,14 +16,11 @@ from ablate.grids import make_grid
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.planner import make_plan
-from ablate.search import FIRST_SEED, Budget, NothingFoundError
+from ablate.search import NothingFoundError
 from ablate.search_blocks import (
-    BASE,
     Walked,
-    base_grid,
     choices_of,
     choose,
-    describe_walk,
     found_grid,
     importances,
     name_of,
@@ -32,6 +29,7 @@ from ablate.search_blocks import (
 )
 from ablate.search_outcomes import Found, Outcome, ranking
 from ablate.search_report import write_walk
+from ablate.search_request import BASE, FIRST_SEED, Budget, base_grid, describe_walk
 from assemblies import normalise, preset, with_field
 from blocks import KINDS, Registry, UsageError, load_registry
 

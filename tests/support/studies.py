@@ -1,0 +1,101 @@
+"""Studies with known results: planned for real, their ledgers written down instead of trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from samples import SMALL
+
+from ablate.examples import write_examples
+from ablate.files import write_json, write_text
+from ablate.ledger import Ledger
+from ablate.plan import FILE, Plan, read_plan, write_plan
+from ablate.planner import Declared, make_plan
+from ablate.trial import Stage, Trial
+from blocks import default_registry
+
+GAINS = {"rope": 0.5, "geglu": 4.0, "rmsnorm": -0.2}  # percent, of each swap alone
+HOSTILE = "<b>x|y</b> $\\alpha$ `__{`&%#~^ \u4e2d [z](http://q)"
+LAUNCH = {
+    "date": "2026-01-02T03:04:05+00:00", "command": "python -m ablate.run --grid full",
+    "git": "0123456789abcdef", "python": "3.11", "packages": {"torch": "2.13.0"},
+    "system": "Linux", "device": "cpu",
+}  # fmt: skip
+
+
+def planned(
+    directory: Path,
+    shapes: str,
+    *,
+    grid: str = "full",
+    seeds: int = 6,
+    sources: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    declared: Declared = Declared(),
+) -> tuple[Plan, Ledger]:
+    """Plan a study of small cells and write the plan, cells under other names if asked."""
+    settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
+                "evaluation_batch": 16}  # fmt: skip
+    plan = make_plan(grid, "nano", seeds, settings, default_registry(), sources, declared)
+    write_plan(plan, directory, LAUNCH)
+    text = (directory / FILE).read_text(encoding="utf-8")
+    for old, new in (rename or {}).items():
+        text = text.replace(json.dumps(old), json.dumps(new))
+    write_text(directory / FILE, text)
+    return read_plan(directory), Ledger(directory)
+
+
+def finish(plan: Plan, ledger: Ledger, *, noise: float = 0.3, but: Sequence[Trial] = ()) -> None:
+    """Write the results of all trials but some: gains add up, seeds vary by ``noise`` percent."""
+    for trial in plan.trials:
+        if trial not in but:
+            for stage in trial.stages:
+                write_result(plan, ledger, trial, stage, noise)
+
+
+def gain(plan: Plan, cell: str) -> float:
+    """Return a cell's true improvement over the baseline in percent."""
+    swaps = plan.factorial.get(cell, ("rope", "geglu", "rmsnorm") * (cell == "grr"))
+    return sum(GAINS[swap] for swap in swaps) - 5.0 * (cell == "original")
+
+
+def write_result(
+    plan: Plan, ledger: Ledger, trial: Trial, stage: Stage, noise: float, **changed: float
+) -> None:
+    """Write what a trained stage leaves behind, with losses drawn about the true ones."""
+    folder = ledger.folder(trial) / stage.folder
+    seed = [sum(map(ord, trial.name)), trial.seed, len(stage.folder)]
+    random = np.random.default_rng(seed)
+    shared = np.random.default_rng(trial.seed).normal()  # what paired seeds have in common
+    scale = (1 - gain(plan, trial.name) / 100) * (1 + (shared + noise * random.normal()) / 100)
+    final = {"contrastive": 4 * scale, "perplexity": 80 * scale, "coca": 12 * scale,
+             "caption": 4 * scale}  # fmt: skip
+    lines = [
+        {"step": step, "seconds": 0.1 * step}
+        | {f"val/{name}": value * (1 + 5 / step) for name, value in final.items()}
+        for step in range(5, stage.recipe.steps + 1, 5)
+    ]
+    metrics = {
+        f"{split}/{name}": value for split in ("test", "last") for name, value in final.items()
+    }
+    metrics |= {
+        "train_seconds": 30 + random.random(), "last_step": stage.recipe.steps, "test/cider": 0.1,
+        "test/image_to_text_recall@1": 0.2, "test/text_to_image_recall@1": 0.2,
+        "test/image_to_text_recall@5": 0.4, **changed,
+    }  # fmt: skip
+    write_text(folder / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    losses = torch.tensor(random.normal(4 * scale, 1, 40))
+    groups = torch.arange(40) // 2
+    write_examples(
+        {"caption": losses, "contrastive": losses + 1, "group": groups, "batch": groups // 4}, folder
+    )
+    write_json(folder / "model/config.json", {})
+    write_json(
+        folder / "result.json",
+        {"key": stage.key, "metrics": metrics, "outputs": str(seed), "device": "cpu",
+         "torch": "2.13.0", "origin": "random weights"},
+    )  # fmt: skip
