@@ -14,10 +14,11 @@ from ablate import progress
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
 from ablate.ledger import Ledger
+from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
 from ablate.report import write_report
-from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.tracking import Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
 
@@ -94,7 +95,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, findings, paths = write_report(plan, ledger)
         unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(findings.effects, paths, complete=not unfinished)
+        tracker.close([*findings.effects, *findings.noise], paths)
     if len(unfinished) < len(plan.trials):
         show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"

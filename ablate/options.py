@@ -11,8 +11,8 @@ from typing import Any
 
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
+from ablate.mlflow_store import DEFAULT_STORE
 from ablate.search_request import add_flags
-from ablate.tracking import DEFAULT_STORE
 from assemblies import SIZES
 from blocks import UsageError
 from blocks.errors import Parser

@@ -61,7 +61,7 @@ class Plan:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages that every trial has; fields of ``searched`` may differ by cell."""
-        return self.trials[0].stages
+        return self.trials[0].stages if self.trials else ()
 
     @property
     def searched(self) -> frozenset[str]:

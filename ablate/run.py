@@ -20,13 +20,13 @@ from ablate.forecast import Forecast, forecast, known
 from ablate.grids import Design
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
+from ablate.mlflow_store import check_store
 from ablate.options import parse_settings, parser, smaller_command, split_names
 from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
 from ablate.search_request import FOUND, announce, as_tuned_before, base_grid, declare, read_request
-from ablate.tracking import check_store
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ablate.search_outcomes import Found, best, ranking, write_found
 from ablate.search_recipes import tune
 from ablate.search_report import write_walk
 from ablate.search_request import BASE, Budget, Request
+from ablate.tracking import Tracker
 from ablate.trial import Trial
 from assemblies import CoCa
 from assemblies.construct import count_parameters
@@ -57,7 +59,9 @@ def run_searched(
         if request.over == "recipes":
             found = tuned_plan(request, plan, settings, ledger, launch, registry, console)
         else:
-            found = walked_plan(request, plan, replan, ledger, launch, registry, console)
+            found = walked_plan(
+                request, plan, replan, ledger, launch, registry, console, confirms=confirms
+            )
     except NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
@@ -103,10 +107,12 @@ def walked_plan(
     launch: Launch,
     registry: Registry,
     console: Console,
+    *,
+    confirms: bool,
 ) -> Plan | None:
     """Walk through blocks and return the plan that confirms the best cells, or None if interrupted.
 
-    The walk's report is in the study's folder ``search``.
+    The walk's report is in the study's folder ``search``; if no study follows, MLflow has the walk.
     """
     with ledger.locked():
         if (ledger.directory / FILE).exists():  # its primary contrast is what the walk finds
@@ -123,11 +129,24 @@ def walked_plan(
         written = write_walk(
             plan, found.outcomes, found.importances, parameters, command, ledger.directory
         )
+        if not confirms:  # otherwise the study logs it
+            _log(replace(plan, trials=[]), ledger, launch, written)
     for rank, outcome in enumerate(ranking(found.outcomes)[: 2 * request.keep], start=1):
         line = f"{rank:3}  validation CoCa loss {outcome.loss:.4f}  {outcome.cell}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"walk, exploratory: {written[0]}", highlight=False, markup=False, soft_wrap=True)
     return confirming
+
+
+def _log(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:
+    """Write a walk that no study follows to MLflow: its trials and its report."""
+
+    def warn(text: str) -> None:
+        Console(stderr=True).print(text, style="yellow", markup=False)
+
+    tracker = Tracker(plan, ledger, launch.mlflow, warn)
+    tracker.open()
+    tracker.close([], paths)
 
 
 def confirming_command(arguments: Sequence[str], seeds: int) -> str:

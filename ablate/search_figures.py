@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ablate.ink import INK, MUTED, SERIES, Drawing, calm, sheet, styled
 from ablate.search_outcomes import Found, Outcome, best_so_far
@@ -30,6 +31,7 @@ def history(found: Found) -> Drawing | None:
         _draw_search(panel, outcomes, inks.get(name, MUTED), name if name in inks else "")
     panel.set_title("validation CoCa loss of search trials; line: the lowest so far")
     panel.set_xlabel("search trials spent" + ("" if one else ", of each cell"))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     calm(panel, "y")
     if not one:
         panel.legend(frameon=False, fontsize=8)
