@@ -26,6 +26,8 @@ def command_line(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> l
         is_many = isinstance(value, (list, tuple, Mapping))
         if is_many and not isinstance(flags[flag].default, list):  # as repeatable flags have
             raise UsageError(f"{name} takes one value, got {value!r}")
+        if flags[flag].nargs == 0 and not isinstance(value, (bool, type(None))):
+            raise UsageError(f"{name} is True or False, got {value!r}")
         found += _spelled(flag, value, flags)
     return found
 

@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         dest="output",
         action="store_const",
         const="quiet",
-        default="auto",
+        default="auto",  # argparse takes that of the first one
         help="print nothing but warnings, errors, and the report's path",
     )
     output.add_argument(

@@ -8,14 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ablate.budget import (
-    Proposal,
-    Work,
-    propose,
-    smallest_seconds,
-    total_seconds,
-    work_left,
-)
+from ablate.budget import Proposal, Work, propose, smallest_seconds, total_seconds, work_left
 from ablate.effects import FEWEST_SEEDS, Rule, effect
 from ablate.estimate import gpu_memory, host_memory
 from ablate.execute import choose_resources, side_by_side, worker_environment

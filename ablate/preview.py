@@ -89,6 +89,11 @@ def _effort(plan: Plan, outlook: Outlook) -> list[str]:
             f"{f' and {len(outlook.search)} trainings of the search' * bool(outlook.search)}, "
             f"{outlook.slots} side by side; done by {spell_time(outlook.began, outlook.end)}"
         )
+        if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):
+            lines.append(
+                f"from a few steps of each cell, measured {outlook.slots} side by side, and from "
+                "finished trials, as if the machine's other work stays what it was"
+            )
         needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (outlook.needed, outlook.memory))
         enough = "" if outlook.needed <= outlook.memory else ": TOO MUCH"
         lines.append(f"memory of trials side by side: {needed} of {there}{enough}")

@@ -203,7 +203,7 @@ def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
         seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
         rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
     return Table(
-        title=stage.name,
+        title=f"Cells: {stage.name}",
         header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
                 "CoCa loss of the last weights", "seeds", "parameters", "train s"),
         rows=rows,

