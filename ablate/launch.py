@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,12 @@ from rich.table import Table as RichTable
 from ablate import progress
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
+from ablate.findings import held_race
 from ablate.ledger import Ledger
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
+from ablate.race import look_words, needed
 from ablate.report import write_report
 from ablate.tracking import Tracker
 from ablate.trial import Trial
@@ -85,23 +87,57 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
         tracker.open()
-        done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
-        left = [trial for trial in plan.trials if trial not in done]
-        if done:
-            console.print(f"{len(done)} of {len(plan.trials)} trials are already in the ledger")
-        with progress.make_progress(left, done, console, launch.output) as shown:
-            watchers = Watchers(shown, tracker)
-            execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+
+        def run(left: Sequence[Trial]) -> None:
+            done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
+            with progress.make_progress(left, done, console, launch.output) as shown:
+                watchers = Watchers(shown, tracker)
+                execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+
+        left = [trial for trial in plan.trials if ledger.result(trial) is None]
+        if done := len(plan.trials) - len(left):
+            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
+        if plan.looks:
+            run_looks(plan, ledger, run, console)
+        else:
+            run(left)
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, findings, paths = write_report(plan, ledger)
-        unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
+        wanted = needed(plan, findings.race)
+        unfinished = [trial for trial in wanted if ledger.result(trial) is None]
         tracker.close([*findings.effects, *findings.noise], paths)
-    if len(unfinished) < len(plan.trials):
+    if len(unfinished) < len(wanted):
         show(document, console)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
     where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
     return _conclude(unfinished, ledger, console)
+
+
+def run_looks(
+    plan: Plan, ledger: Ledger, run: Callable[[Sequence[Trial]], None], console: Console
+) -> None:
+    """Run a race: what each look needs, then the next look; failed trials are tried once more.
+
+    All it goes by is in the ledger. Returns early where a run was interrupted.
+    """
+    tried: set[str] = set()
+    while True:
+        race = held_race(plan, ledger)
+        next_look = plan.looks[min(len(race.looks), len(plan.looks) - 1)]
+        left = [
+            trial
+            for trial in needed(plan, race)
+            if trial.pair < next_look and trial.key not in tried and ledger.result(trial) is None
+        ]
+        if not left:
+            return
+        for look in race.looks[-1:]:
+            console.print(look_words(look), highlight=False, markup=False)
+        tried |= {trial.key for trial in left}
+        run(left)
+        if any(ledger.result(t) is None and ledger.failure(t) is None for t in left):
+            return
 
 
 def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> int:

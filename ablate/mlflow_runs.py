@@ -366,7 +366,12 @@ def _parameters(trial: Trial, plan: Plan) -> dict[str, Any]:
         recipe |= {
             f"{stage.prefix}recipe.{k}": v for k, v in own.items() if v != recipe[f"recipe.{k}"]
         }
-    facts = {"cell": trial.name, "seed": trial.seed, "pair": trial.pair, "stages": len(trial.stages)}
+    facts = {
+        "cell": trial.name,
+        "seed": trial.seed,
+        "pair": trial.pair,
+        "stages": len(trial.stages),
+    }
     facts |= {f"{s.prefix}data_fingerprint": s.data_fingerprint for s in trial.stages}
     cost = dataclasses.asdict(plan.costs[trial.name])
     return {**facts, **flatten(trial.cell), **recipe, **cost}

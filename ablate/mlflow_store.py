@@ -191,7 +191,11 @@ def connect(uri: str, warn: Callable[[str], None]) -> Any:
     os.environ.update({k: v for k, v in MLFLOW_ENVIRONMENT.items() if k not in os.environ})
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic", "databricks"):  # after the import, which sets levels of its own
+    for name in (
+        "mlflow",
+        "alembic",
+        "databricks",
+    ):  # after the import, which sets levels of its own
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return MlflowClient(tracking_uri=store)

@@ -53,6 +53,14 @@ def parser() -> argparse.ArgumentParser:
         help="improvements below it are of no interest: equivalent (default 1)",
     )
     top.add_argument(
+        "--race",
+        action="store_true",
+        help="add seeds look by look and drop cells that are decided, or hopeless, on the way",
+    )
+    top.add_argument(
+        "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"
+    )
+    top.add_argument(
         "--noise-floor",
         action=argparse.BooleanOptionalAction,
         help="train the reference once more under other seeds (default: with 5 cells and more)",

@@ -85,7 +85,7 @@ def make_plan(
     contrasts = _declare(grid, costs, declared.primary)
     prove_swaps(contrasts, grid.cells, registry)
     noise = _noise_floor(contrasts, costs, declared.noise)
-    count = seeds or grid.seeds
+    count = declared.looks[-1] if declared.looks else seeds or grid.seeds
     return Plan(
         grid=grid.name,
         summary=grid.summary,

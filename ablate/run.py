@@ -26,7 +26,16 @@ from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
-from ablate.search_request import FOUND, announce, as_tuned_before, base_grid, declare, read_request
+from ablate.search_request import (
+    FOUND,
+    Request,
+    announce,
+    as_tuned_before,
+    base_grid,
+    declare,
+    read_request,
+)
+from ablate.sequential import choose_looks
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
 
@@ -72,8 +81,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     walks = request is not None and request.over == "blocks"
     plan = _plan(options, registry, base_grid if walks else options.grid)
     plan = plan if request is None else declare(request, plan)
-    settings = parse_settings(options.set)
-    ahead = as_tuned_before(plan, settings, ledger, registry)
+    ahead = as_tuned_before(plan, parse_settings(options.set), ledger, registry)
     forecasts = _forecast(ahead, ledger, registry, conditions, options)
     outlook = make_outlook(ahead, ledger, conditions, forecasts, options.deviation)
     refusal = _present(ahead, outlook, budget, options, console)
@@ -81,6 +89,19 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         return DONE
     if refusal:
         raise UsageError(refusal)
+    return _run(request, plan, ledger, registry, plugins, options, console)
+
+
+def _run(
+    request: Request | None,
+    plan: Plan,
+    ledger: Ledger,
+    registry: Registry,
+    plugins: tuple[str, ...],
+    options: argparse.Namespace,
+    console: Console,
+) -> int:
+    """Run or continue the plan, after its search if it has one; return the exit code."""
     from ablate.launch import Launch, run_study  # with all that draws; a plan does without
 
     launch = Launch(
@@ -92,13 +113,19 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     )
     if request is None:
         return run_study(plan, ledger, launch, console)
-    from ablate.search_command import run_searched  # with Optuna
+    from ablate.search_command import Searching, run_searched  # with Optuna
 
-    replan = functools.partial(_plan, options, registry)
-    confirms = options.seeds is not None
-    return run_searched(
-        request, plan, ledger, launch, registry, console, settings, replan, confirms
+    searching = Searching(
+        request=request,
+        ledger=ledger,
+        launch=launch,
+        registry=registry,
+        console=console,
+        settings=parse_settings(options.set),
+        replan=functools.partial(_plan, options, registry),
+        confirms=options.seeds is not None,
     )
+    return run_searched(searching, plan)
 
 
 def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -> Plan:
@@ -107,6 +134,7 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
+        looks=choose_looks(options.race, options.looks, options.seeds),
         cells=split_names(options.cells),
     )
     settings: Mapping[str, Any] = parse_settings(options.set)

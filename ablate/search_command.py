@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ablate.search_blocks import (
 from ablate.search_outcomes import Found, best, ranking, write_found
 from ablate.search_recipes import tune
 from ablate.search_report import write_walk
-from ablate.search_request import BASE, Budget, Request
+from ablate.search_request import BASE, Request
 from ablate.tracking import Tracker
 from ablate.trial import Trial
 from assemblies import CoCa
@@ -39,102 +39,95 @@ from blocks import Registry
 MOST_NAMED = 6  # cells in a line
 
 
-def run_searched(
-    request: Request,
-    plan: Plan,
-    ledger: Ledger,
-    launch: Launch,
-    registry: Registry,
-    console: Console,
-    settings: Mapping[str, Any],
-    replan: Callable[[Design], Plan],
-    confirms: bool,
-) -> int:
-    """Search, then run the study, and return the exit code.
+@dataclass(frozen=True, kw_only=True)
+class Searching:
+    """What a command's search is done with, beside its plan.
 
-    ``settings`` are those that the plan was made with, ``replan`` makes one of another grid, and
+    ``settings`` are those that the plan was made with, ``replan`` makes a plan of another grid, and
     ``confirms`` is whether the best cells of a walk are to be trained from seeds of their own.
     """
+
+    request: Request
+    ledger: Ledger
+    launch: Launch
+    registry: Registry
+    console: Console
+    settings: Mapping[str, Any]
+    replan: Callable[[Design], Plan]
+    confirms: bool
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line to a person."""
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def run_searched(searching: Searching, plan: Plan) -> int:
+    """Search, then run the study, and return the exit code."""
+    walks = searching.request.over == "blocks"
     try:
-        if request.over == "recipes":
-            found = tuned_plan(request, plan, settings, ledger, launch, registry, console)
-        else:
-            found = walked_plan(
-                request, plan, replan, ledger, launch, registry, console, confirms=confirms
-            )
+        found = (walked_plan if walks else tuned_plan)(searching, plan)
     except NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     if found is None:
-        console.print("stopped in a search; the same command goes on from here", style="yellow")
+        searching.say("stopped in a search; the same command goes on from here", style="yellow")
         return INTERRUPTED
-    if request.over == "blocks" and not confirms:
-        command = confirming_command(launch.arguments, found.seeds)
-        console.print("to confirm its best cells on seeds that it has not seen:")
-        console.print(command, highlight=False, markup=False, soft_wrap=True)
+    if walks and not searching.confirms:
+        searching.say("to confirm its best cells on seeds that it has not seen:")
+        searching.say(confirming_command(searching.launch.arguments, found.seeds))
         return DONE
-    return run_study(found, ledger, launch, console)
+    return run_study(found, searching.ledger, searching.launch, searching.console)
 
 
-def tuned_plan(
-    request: Request,
-    plan: Plan,
-    settings: Mapping[str, Any],
-    ledger: Ledger,
-    launch: Launch,
-    registry: Registry,
-    console: Console,
-) -> Plan | None:
+def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
     """Tune the recipe of every cell; return the plan with them, or None if interrupted."""
+    request, ledger = searching.request, searching.ledger
     space = request.space_of(plan)
     with ledger.locked():
         refuse_other_study(plan, ledger)
-        with _running(ledger, launch, console, request.budget, plan.searched) as (run, tell):
-            found = tune(plan, space, request.budget, settings, ledger, registry, run, tell)
-    if found is not None:
-        for cell, row in found.tuned.items():
-            values = ", ".join(f"{name} {value:.4g}" for name, value in row["values"].items())
-            line = f"tuned {cell}: {values} (validation CoCa loss {row['loss']:.4f})"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        with _running(searching, plan.searched) as (run, tell):
+            found = tune(
+                plan,
+                space,
+                request.budget,
+                searching.settings,
+                ledger,
+                searching.registry,
+                run,
+                tell,
+            )
+    for cell, row in found.tuned.items() if found is not None else ():
+        values = ", ".join(f"{name} {value:.4g}" for name, value in row["values"].items())
+        searching.say(f"tuned {cell}: {values} (validation CoCa loss {row['loss']:.4f})")
     return found
 
 
-def walked_plan(
-    request: Request,
-    plan: Plan,
-    replan: Callable[[Design], Plan],
-    ledger: Ledger,
-    launch: Launch,
-    registry: Registry,
-    console: Console,
-    *,
-    confirms: bool,
-) -> Plan | None:
+def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
     """Walk through blocks and return the plan that confirms the best cells, or None if interrupted.
 
     The walk's report is in the study's folder ``search``; if no study follows, MLflow has the walk.
     """
+    request, ledger, registry = searching.request, searching.ledger, searching.registry
     with ledger.locked():
         if (ledger.directory / FILE).exists():  # its primary contrast is what the walk finds
             before = read_plan(ledger.directory).contrasts
             refuse_other_study(replace(plan, contrasts=before), ledger)
-        with _running(ledger, launch, console, request.budget, frozenset()) as (run, tell):
+        with _running(searching, frozenset()) as (run, tell):
             found = walk(plan, request.budget, ledger, registry, run, tell)
         if found is None:
             return None
         design = functools.partial(found_grid, found.outcomes, request.keep)
-        confirming = replace(replan(design), search=plan.search)
-        command = confirming_command(launch.arguments, confirming.seeds)
+        confirming = replace(searching.replan(design), search=plan.search)
+        command = confirming_command(searching.launch.arguments, confirming.seeds)
         parameters = _parameters(found, plan, registry)
         written = write_walk(
             plan, found.outcomes, found.importances, parameters, command, ledger.directory
         )
-        if not confirms:  # otherwise the study logs it
-            _log(replace(plan, trials=[]), ledger, launch, written)
+        if not searching.confirms:  # otherwise the study logs it
+            _log(replace(plan, trials=[]), ledger, searching.launch, written)
     for rank, outcome in enumerate(ranking(found.outcomes)[: 2 * request.keep], start=1):
-        line = f"{rank:3}  validation CoCa loss {outcome.loss:.4f}  {outcome.cell}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"walk, exploratory: {written[0]}", highlight=False, markup=False, soft_wrap=True)
+        searching.say(f"{rank:3}  validation CoCa loss {outcome.loss:.4f}  {outcome.cell}")
+    searching.say(f"walk, exploratory: {written[0]}")
     return confirming
 
 
@@ -167,13 +160,14 @@ def _parameters(found: Walked, plan: Plan, registry: Registry) -> dict[str, int]
 
 @contextmanager
 def _running(
-    ledger: Ledger, launch: Launch, console: Console, budget: Budget, fields: frozenset[str]
+    searching: Searching, fields: frozenset[str]
 ) -> Iterator[tuple[Callable[[list[Trial]], None], Callable[[Found], None]]]:
     """Yield how a search trains trials, by the study's executor, and how it tells what it found."""
     from ablate.execute import choose_resources, execute
 
+    ledger, launch, budget = searching.ledger, searching.launch, searching.request.budget
     resources = choose_resources(launch.gpus_per_trial)
-    shown = _progress(launch.output, fields, console)
+    shown = _progress(launch.output, fields, searching.console)
 
     def run(trials: list[Trial]) -> None:
         execute(trials, ledger, plugins=launch.plugins, resources=resources, watcher=shown)
@@ -184,12 +178,9 @@ def _running(
         words = [f"{name} {one.loss:.4f}" for name, one in leading if one is not None]
         more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
         spent = max(len(own) for own in found.values())
-        console.print(
+        searching.say(
             f"search: {spent} of {budget.trials} trials; lowest validation CoCa loss: "
-            f"{', '.join(words[:MOST_NAMED]) or 'none yet'}{more}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"{', '.join(words[:MOST_NAMED]) or 'none yet'}{more}"
         )
 
     with shown:

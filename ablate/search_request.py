@@ -131,6 +131,8 @@ def read_request(options: argparse.Namespace) -> Request | None:
         raise UsageError(f"{FLAGS[other]} does nothing with --over {over}")
     if over == "blocks" and options.grid not in (None, FOUND):
         raise UsageError(f"--over blocks finds its own grid: leave --grid {options.grid} out")
+    if over == "blocks" and (options.primary or options.cells):
+        raise UsageError("--primary and --cells name cells, which --over blocks has yet to find")
     if over == "recipes" and options.grid is None:
         raise UsageError("--grid is missing; only --over blocks finds its own")
     if not (keep := given.get("search_keep", KEEP)) >= 1:

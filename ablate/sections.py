@@ -89,7 +89,8 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
     for contrast in contrasts:
         own = [by_name[contrast.name, prefix + metric] for metric in METRICS]
         suffix = " (primary)" if contrast.primary else " (A/A)" if contrast == plan.noise else ""
-        numbers = (f"{own[-1].correlation:+.2f}" if math.isfinite(own[-1].correlation) else "-",)
+        paired = math.isfinite(own[-1].correlation) and contrast != plan.noise
+        numbers = (f"{own[-1].correlation:+.2f}" if paired else "-",)
         rows.append(
             (contrast.name + suffix, *map(shown, own), *numbers, str(len(own[-1].seeds)),
              verdict_words(own[-1]))

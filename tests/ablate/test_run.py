@@ -182,6 +182,7 @@ def test_plan_prints_and_writes_nothing(
     (["--set", "finetune.stpes=3"], "did you mean .steps."),
     (["--stages", "pretrain,finetune:icnos"], "did you mean .icons."),
     (["--set", "caption_weight=0", "--set", "contrastive_weight=0"], "nothing to learn"),
+    (["--looks", "3,5"], "looks are for a race; add --race"),
     (["--gpus-per-trial", "99"], r"this machine has \d+ GPUs"),
 ])  # fmt: skip
 def test_mistakes_exit_with_2_and_write_nothing(

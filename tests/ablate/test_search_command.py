@@ -137,6 +137,7 @@ def test_a_walk_and_then_the_study_that_confirms_it(shapes: str, tmp_path: Path)
     (["--grid", "paper", "--over", "blocks"], "leave --grid paper out"),
     (["--over", "blocks", "--search-space", "lr=1..2"], "--search-space does nothing with --over"),
     (["--grid", "paper", "--search-keep", "2"], "--search-keep does nothing with --over recipes"),
+    (["--over", "blocks", "--cells", "grr"], "--over blocks has yet to find"),
     (["--over", "blocks", "--search-keep", "0"], "--search-keep must be at least 1"),
     (["--grid", "paper", "--search-trials", "0"], "--search-trials must be from 1 to 1000, got 0"),
     (["--grid", "paper", "--search-space", "lrr=1..2"], "did you mean 'lr'"),
