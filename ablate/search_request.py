@@ -115,31 +115,40 @@ def add_flags(top: argparse.ArgumentParser) -> None:
 def read_request(options: argparse.Namespace) -> Request | None:
     """Return what the command asks of a search, or None; raises `UsageError` for contradictions."""
     given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
+    over = given.get("over", OVER[0])
+    if options.search is None and given:
+        raise UsageError(f"{FLAGS[next(iter(given))]} does nothing without --search optuna")
+    if over == "recipes" and options.grid is None:
+        raise UsageError("--grid is missing; only --search optuna --over blocks finds its own")
     if options.search is None:
-        if given:
-            raise UsageError(f"{FLAGS[next(iter(given))]} does nothing without --search optuna")
-        if options.grid is None:
-            raise UsageError("--grid is missing; see --help")
         return None
     if options.search not in METHODS:
         raise unknown("search", options.search, METHODS)
-    over = given.get("over", OVER[0])
     if over not in OVER:
         raise unknown("thing to search over", over, OVER)
+    _refuse_contradictions(over, given, options)
+    names = ("trials", "seeds", "generation")
+    wanted = {name: given[f"search_{name}"] for name in names if f"search_{name}" in given}
+    return Request(
+        over=over,
+        budget=Budget(**wanted),
+        space=given.get("search_space"),
+        keep=given.get("search_keep", KEEP),
+    )
+
+
+def _refuse_contradictions(
+    over: str, given: Mapping[str, Any], options: argparse.Namespace
+) -> None:
     other = "search_space" if over == "blocks" else "search_keep"
     if other in given:
         raise UsageError(f"{FLAGS[other]} does nothing with --over {over}")
+    if given.get("search_keep", KEEP) < 1:
+        raise UsageError(f"--search-keep must be at least 1, got {given['search_keep']}")
     if over == "blocks" and options.grid not in (None, FOUND):
         raise UsageError(f"--over blocks finds its own grid: leave --grid {options.grid} out")
     if over == "blocks" and (options.primary or options.cells):
         raise UsageError("--primary and --cells name cells, which --over blocks has yet to find")
-    if over == "recipes" and options.grid is None:
-        raise UsageError("--grid is missing; only --over blocks finds its own")
-    if not (keep := given.get("search_keep", KEEP)) >= 1:
-        raise UsageError(f"--search-keep must be at least 1, got {keep}")
-    names = ("trials", "seeds", "generation")
-    wanted = {name: given[f"search_{name}"] for name in names if f"search_{name}" in given}
-    return Request(over=over, budget=Budget(**wanted), space=given.get("search_space"), keep=keep)
 
 
 def base_grid(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:

@@ -24,6 +24,7 @@ from ablate.search_outcomes import Found, best_so_far, read_found, write_found
 from ablate.search_recipes import make_subjects, tune
 from ablate.search_request import FIRST_SEED, Budget, check_space, describe_search
 from ablate.search_space import default_space, parse_space
+from ablate.study import Study
 from ablate.trial import MAX_SEEDS
 from blocks import UsageError, default_registry
 
@@ -267,6 +268,25 @@ def test_a_plan_and_its_report_say_how_each_cell_was_tuned(shapes: str, tmp_path
     assert table.rows[0][1] == f"{tuned.tuned['baseline']['values']['lr']:.4g}"
     assert "lr=0.0001..0.01:log" in " ".join(section.paragraphs)
     assert search_section(small_plan(shapes)) == []
+
+
+def test_a_study_in_python_shows_its_searches(shapes: str, tmp_path: Path) -> None:
+    tuned, found, _ = searched(small_plan(shapes), tmp_path, Budget(trials=2), "lr=1e-4..1e-2:log")
+    assert tuned is not None
+    write_plan(tuned, tmp_path, {})
+    study = Study.open(tmp_path)
+    assert list(study.searches["subject"]) == ["baseline", "baseline", "grr", "grr"]
+    assert list(study.searches["loss"]) == [o.loss for own in found.values() for o in own]
+    assert next(iter(study.searches["lr"])) == 0.002
+    figure = study.plot.search()
+    assert figure is not None
+    (panel,) = figure.axes
+    lowest = [line for line in panel.lines if line.get_drawstyle() == "steps-post"]
+    assert [line.get_label() for line in lowest] == ["baseline", "grr"]
+    assert lowest[0].get_ydata()[-1] == tuned.tuned["baseline"]["loss"]
+    (tmp_path / "search.json").unlink()
+    assert study.searches.empty
+    assert study.plot.search() is None
 
 
 def test_a_study_is_not_continued_with_another_search(shapes: str, tmp_path: Path) -> None:

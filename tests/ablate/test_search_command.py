@@ -131,7 +131,7 @@ def test_a_walk_and_then_the_study_that_confirms_it(shapes: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("more", "message"), [
-    ([], "--grid is missing; only --over blocks finds its own"),
+    ([], "--grid is missing; only --search optuna --over blocks finds its own"),
     (["--grid", "paper", "--search", "optunna"], "no search named 'optunna'; did you mean"),
     (["--grid", "paper", "--over", "block"], "no thing to search over named 'block'; did you mean"),
     (["--grid", "paper", "--over", "blocks"], "leave --grid paper out"),
