@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,9 +16,18 @@ import torch
 from rich.console import Console
 
 from ablate.grids import Design
-from ablate.launch import DONE, INTERRUPTED, SOME_FAILED, Launch, refuse_other_study, run_study
+from ablate.launch import (
+    DONE,
+    INTERRUPTED,
+    SOME_FAILED,
+    Launch,
+    refuse_other_study,
+    run_study,
+    tell_where,
+)
 from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan
+from ablate.preview import describe
 from ablate.progress import JsonLines, Progress
 from ablate.search import NothingFoundError
 from ablate.search_blocks import (
@@ -73,9 +83,10 @@ def run_searched(searching: Searching, plan: Plan) -> int:
         searching.say("stopped in a search; the same command goes on from here", style="yellow")
         return INTERRUPTED
     if walks and not searching.confirms:
-        searching.say("to confirm its best cells on seeds that it has not seen:")
-        searching.say(confirming_command(searching.launch.arguments, found.seeds))
+        propose(found, searching)
         return DONE
+    if walks:
+        searching.say(f"\n{describe(found)}\n")
     return run_study(found, searching.ledger, searching.launch, searching.console)
 
 
@@ -127,8 +138,18 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
             _log(replace(plan, trials=[]), ledger, searching.launch, written)
     for rank, outcome in enumerate(ranking(found.outcomes)[: 2 * request.keep], start=1):
         searching.say(f"{rank:3}  validation CoCa loss {outcome.loss:.4f}  {outcome.cell}")
-    searching.say(f"walk, exploratory: {written[0]}")
+    searching.say("That is exploratory: one seed, and the luckiest of many.")
+    if not searching.confirms:
+        tell_where(written[0], searching.launch, searching.console)
     return confirming
+
+
+def propose(plan: Plan, searching: Searching) -> None:
+    """Print the command that confirms a walk, in the output asked for."""
+    command = confirming_command(searching.launch.arguments, plan.seeds)
+    if searching.launch.output == "json":
+        print(json.dumps({"event": "proposal", "cells": [*plan.cells], "command": command}))
+    searching.say(f"to confirm the best cells on seeds that the walk has not seen:\n{command}")
 
 
 def _log(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:

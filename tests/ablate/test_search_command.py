@@ -112,7 +112,8 @@ def test_a_walk_and_then_the_study_that_confirms_it(shapes: str, tmp_path: Path)
     more = ("--over", "blocks", "--search-trials", "4", "--search-keep", "1", "--plugin", DYT)
     code, shown = run(shapes, tmp_path, *more)
     assert code == 0, shown
-    assert "walk, exploratory: " in shown
+    assert "That is exploratory" in shown
+    assert "study/search/report.html" in shown
     assert shown.rstrip().endswith("--seeds 3")
     assert "EXPLORATORY" in (tmp_path / "study/search/report.md").read_text()
     assert not (tmp_path / "study/study.json").exists()
