@@ -93,7 +93,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
             calls.append(timed(lambda trial=trial: tracker.measured(trial, {})))
         calls.append(timed(lambda trial=trial: tracker.finished(trial, {})))
     told = time.perf_counter() - began
-    tracker.close(found.effects, [])
+    tracker.close([*found.effects, *found.noise], [], plan.trials)
     assert not said, said
     return {
         "calls": len(calls),

@@ -27,10 +27,10 @@ from ablate import sync
 from ablate.effects import Effect
 from ablate.findings import make_findings
 from ablate.ledger import Ledger
-from ablate.mlflow_store import check_store, schema_revisions, shown_store
+from ablate.mlflow_store import check_store, schema_revisions
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
-from ablate.provenance import launch_note
+from ablate.provenance import launch_note, without_passwords
 from ablate.shared_view import TAG, view_key
 from ablate.stages import run_trial
 from ablate.tracking import Tracker
@@ -105,7 +105,7 @@ def track(plan: Plan, ledger: Ledger, uri: str, said: list[str], **options: Any)
             tracker.failed(trial, "Traceback\nDivergedError: loss nan at step 3\n")
         else:
             tracker.finished(trial, metrics)
-    tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory))
+    tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory), plan.trials)
 
 
 def runs_of(uri: str, role: str) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def test_no_call_waits_for_a_locked_store(study: Study, store: str, tmp_path: Pa
         for trial in plan.trials:
             tracker.measured(trial, {})
             tracker.finished(trial, {})
-        tracker.close(effects_of(plan, ledger), [])  # all while the lock is held
+        tracker.close(effects_of(plan, ledger), [], plan.trials)  # all while the lock is held
     finally:
         blocker.execute("rollback")
         blocker.close()
@@ -345,9 +345,12 @@ def test_sync_tells_what_it_cannot_do(
 
 
 def test_a_password_is_in_no_message_and_no_file() -> None:
-    uri = "postgresql://me:secret@db.example:5432/mlflow"
-    assert shown_store(uri) == "postgresql://me:***@db.example:5432/mlflow"
-    assert shown_store("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    command = "ablate.run --mlflow=postgresql://me:secret@db.example:5432/mlflow --set lr=1"
+    assert without_passwords(command) == command.replace("secret", "***")
+    assert without_passwords("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert without_passwords("http://localhost:5000") == "http://localhost:5000"
+    note = launch_note(["--mlflow", "mysql://me:secret@db/mlflow"])
+    assert "secret" not in json.dumps(note)
 
 
 def make_database(path: Path, *statements: str) -> str:
@@ -501,7 +504,7 @@ def test_a_server_that_comes_late_takes_the_whole_study(
     wait_until(lambda: bool(said))
     assert "does not answer (Connection refused). The study goes on" in said[0]
     with serving(tmp_path, port) as uri:
-        tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory))
+        tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory), plan.trials)
         assert len(said) == 1, said
         assert capsys.readouterr() == ("", "")  # MLflow would announce each run
         assert {run.info.status for run in runs_of(uri, "trial").values()} == {"FINISHED"}
