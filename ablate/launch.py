@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -108,11 +110,20 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         tracker.close([*findings.effects, *findings.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
+    tell_where(paths[0], launch, console)
+    return _conclude(unfinished, ledger, console)
+
+
+def tell_where(report: Path, launch: Launch, console: Console) -> None:
+    """Say where the report is, in the output asked for."""
+    if launch.output == "quiet":
+        print(report)
+    elif launch.output == "json":
+        print(json.dumps({"event": "report", "path": str(report)}))
     shown = without_passwords(launch.mlflow)
     store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
-    where = f"\nreport: {paths[0]}\nMLflow: {shown} (python -m ablate.ui{store})"
+    where = f"\nreport: {report}\nMLflow: {shown} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
-    return _conclude(unfinished, ledger, console)
 
 
 def run_looks(

@@ -123,7 +123,7 @@ def detectable_effect(
     if seeds < 2 or not math.isfinite(deviation):
         return math.inf
     # Above this bound the t statistic clears its critical value with near certainty.
-    most = 20 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
+    most = 4 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
 
     def shortfall(effect: float) -> float:
         return power(effect, seeds, 1.0, alpha) - wanted

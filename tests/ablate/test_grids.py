@@ -7,7 +7,8 @@ import pytest
 
 from ablate.grid import Grid, each, merge, product, swap
 from ablate.grids import GRIDS, factorial, main_effects, make_grid
-from ablate.planner import _price, make_plan
+from ablate.planner import make_plan
+from ablate.pricing import price
 from ablate.preview import describe
 from ablate.recipe import Recipe
 from assemblies import CoCaConfig, normalise, preset, with_field
@@ -130,7 +131,7 @@ def test_equal_cells_are_trained_once() -> None:
     cell = normalise(swap(preset("grr"), SMALL), REGISTRY)
     twin = with_field(cell, "image.position", "rope(theta=10000)")
     grid = Grid(name="g", summary="", cells={"one": cell, "two": twin})
-    costs, skipped, same = _price(grid, Recipe(), 8, REGISTRY)
+    costs, skipped, same = price(grid.cells, Recipe(), 8, REGISTRY)
     assert (list(costs), skipped, same) == (["one"], {}, {"two": "one"})
 
 

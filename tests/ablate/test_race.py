@@ -14,7 +14,7 @@ from ablate.effects import Effect, Rule, effects
 from ablate.files import write_json
 from ablate.findings import DECISIVE, Findings, held_race, stage_losses
 from ablate.grid import Contrast
-from ablate.launch import run_looks
+from ablate.launch import Launch, run_looks, run_study
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.planner import Declared, make_plan
@@ -287,3 +287,23 @@ def test_a_study_without_looks_has_no_race(plan: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     assert needed(plan, None) == plan.trials
     assert race_section(plan, ledger, replace(found_of(plan, ledger), race=None)) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_race_on_real_trials_ends_with_what_its_looks_need(shapes: str, tmp_path: Path) -> None:
+    settings = {**SMALL, "data": shapes, "steps": 4, "batch": 16, "evaluate": 1,
+                "evaluation_batch": 16}  # fmt: skip
+    declared = Declared(looks=(3, 4), smallest_effect=50.0)  # everything is within 50%
+    plan = make_plan("swaps", "nano", None, settings, default_registry(), [], declared)
+    ledger, console = Ledger(tmp_path / "study"), Console(file=io.StringIO(), width=200)
+    launch = Launch(mlflow=f"sqlite:///{tmp_path}/mlflow.db")
+    assert run_study(plan, ledger, launch, console) == 0
+    race = held_race(plan, ledger)
+    assert [look.seeds for look in race.looks] == [3]
+    assert {d.why for d in race.looks[0].decisions} == {"equivalent"}
+    trained = [trial for trial in plan.trials if ledger.result(trial) is not None]
+    assert trained == needed(plan, race) == [t for t in plan.trials if t.pair < 3]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trials left" not in shown
+    assert "No result" not in (ledger.directory / "report.md").read_text()
