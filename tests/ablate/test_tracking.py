@@ -223,7 +223,8 @@ def test_what_is_sent_again_changes_nothing(study: Study, store: str, tmp_path: 
     track(plan, ledger, store, [])
     before = contents(file)
     noted = json.loads((ledger.directory / "mlflow.json").read_text())
-    for child in noted[store]["children"].values():  # as after a kill between sending and noting
+    noted[store]["children"].pop(plan.trials[0].key)  # as after a kill between sending and noting
+    for child in noted[store]["children"].values():
         child |= {"step": 0, "final": False, "described": False}
     (ledger.directory / "mlflow.json").write_text(json.dumps(noted))
     assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
@@ -249,6 +250,31 @@ def test_a_failed_trial_says_why_until_it_succeeds(
     run = runs_of(store, "trial")[f"{lost.name} seed {lost.seed}"]
     assert run.info.status == "FINISHED"
     assert "ablate.failure" not in run.data.tags
+
+
+def test_a_study_ends_with_the_trials_that_it_needs(study: Study, store: str) -> None:
+    plan, ledger = study
+    (ledger.folder(plan.trials[-1]) / "result.json").unlink()
+    for wanted, status in ((plan.trials, "KILLED"), (plan.trials[:-1], "FINISHED")):
+        tracker = Tracker(plan, ledger, store, pytest.fail)
+        tracker.open()
+        tracker.close([], [], wanted)
+        (parent,) = runs_of(store, "study").values()
+        assert parent.info.status == status
+
+
+def test_the_machine_is_looked_at_while_a_study_runs(
+    study: Study, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ledger = study
+    monkeypatch.setattr("ablate.tracking.INTERVAL", 0.05)
+    monkeypatch.setattr("ablate.tracking.SAMPLE_SECONDS", 0.0)
+    tracker = Tracker(plan, ledger, store, pytest.fail)
+    tracker.open()
+    wait_until(lambda: tracker.runs.known.get("samples", 0) > 2)
+    tracker.close([], [], plan.trials)
+    (parent,) = runs_of(store, "study").values()
+    assert 0 < parent.data.metrics["system/system_memory_usage_percentage"] <= 100
 
 
 def test_models_are_left_out_when_told(study: Study, store: str, tmp_path: Path) -> None:
@@ -326,7 +352,7 @@ def test_sync_fills_a_fresh_store_and_then_has_nothing_to_do(
 
 
 def test_sync_tells_what_it_cannot_do(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, ledger = study
     assert sync.main([str(tmp_path)]) == 2
@@ -335,6 +361,10 @@ def test_sync_tells_what_it_cannot_do(
     assert capsys.readouterr().err.splitlines() == [
         "MLflow store http://127.0.0.1:9: does not answer (Connection refused)"
     ]
+    client = MlflowClient(tracking_uri=store)
+    client.delete_experiment(client.create_experiment("coca-blocks"))
+    assert sync.main([str(ledger.directory), "--mlflow", store]) == 1
+    assert "was deleted; restore it with `mlflow experiments restore" in capsys.readouterr().err
     with ledger.locked():
         owner = subprocess.run(
             [sys.executable, "-m", "ablate.sync", str(ledger.directory)],
