@@ -12,8 +12,10 @@ from ablate.effects import Effect
 from ablate.findings import make_findings
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
+from ablate.mlflow_searches import write_searches
 from ablate.mlflow_store import DEFAULT_STORE, check_store, explain, shown_store
 from ablate.plan import Plan, read_plan
+from ablate.search_outcomes import read_found
 from blocks import UsageError
 from blocks.errors import Parser
 
@@ -33,6 +35,8 @@ class Sync:
         """Write what is missing and say what that was; returns the exit code."""
         self._write("", partial(self.runs.connect, _tell))
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
+        found = read_found(self.ledger.directory)
+        self._write("the search", lambda: write_searches(self.runs, found))
         effects = self._write("the effects", lambda: self.runs.write_effects(self._effects()))
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))
