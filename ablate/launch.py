@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,10 +192,16 @@ def _identity(plan: Plan) -> dict[str, Any]:
     declared = plan.primary.name if plan.primary else ""
     found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
     found["smallest_effect"] = plan.smallest_effect
+    found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:
-        prefix = f"{stage.name} " if stage.is_finetuning else ""
-        found |= {f"{prefix}{k}": v for k, v in dataclasses.asdict(stage.recipe).items()}
+        own = dataclasses.asdict(stage.recipe)
+        shared = {name: value for name, value in own.items() if name not in plan.searched}
+        found |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
     return found
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
 from ablate.mlflow_store import DEFAULT_STORE
+from ablate.search_request import add_flags
 from assemblies import SIZES
 from blocks import UsageError
 from blocks.errors import Parser
@@ -26,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m ablate.run --grid full --seeds 5 --set lr=0.002 "
         "--plugin my_norm.py",
     )
-    top.add_argument("--grid", required=True, help=", ".join(GRIDS))
+    top.add_argument("--grid", help=f"{', '.join(GRIDS)}; a walk over blocks finds its own")
     top.add_argument("--size", default="nano", help=f"{', '.join(SIZES)} (default nano)")
     top.add_argument("--seeds", type=int, help="how many (default: the grid's own, mostly 3)")
     top.add_argument(
@@ -109,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
         help="print an object a line, for programs",
     )
     top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
+    add_flags(top)
     return top
 
 

@@ -4,7 +4,7 @@ Pretraining writes into the directory itself, each fine-tuning into a folder of 
 ``curve.jsonl`` (metrics by step), ``checkpoint.pt`` while it runs, and at the end ``model/`` (the
 best on validation, a checkpoint folder), ``examples.safetensors`` (its losses by held-out pair) and
 ``result.json``. Killed at any moment, a trial goes on from its checkpoint with the numbers that it
-would have had.
+would have had. A stage of a search leaves no model and no losses by pair: nothing of it is tested.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
             saved = time.monotonic()
         yield metrics
     final = training.finish()
-    training.write_model(folder)
+    if not stage.is_search:
+        training.write_model(folder)
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     yield {"step": stage.recipe.steps, **final}
@@ -76,7 +77,7 @@ def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
         found = read_json(folder / "result.json")
     except UsageError:
         return None
-    whole = isinstance(found, dict) and (folder / "model" / CONFIG).exists()
+    whole = isinstance(found, dict) and (stage.is_search or (folder / "model" / CONFIG).exists())
     return found if whole and found.get("key") == stage.key else None
 
 

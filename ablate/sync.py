@@ -11,10 +11,12 @@ from pathlib import Path
 from ablate.findings import Findings, make_findings
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
+from ablate.mlflow_searches import write_searches
 from ablate.mlflow_store import DEFAULT_STORE, check_store, explain
 from ablate.plan import Plan, read_plan
 from ablate.provenance import without_passwords
 from ablate.race import needed
+from ablate.search_outcomes import read_found
 from blocks import UsageError
 from blocks.errors import Parser
 
@@ -35,6 +37,8 @@ class Sync:
         """Write what is missing and say what that was; returns the exit code."""
         self._write("", partial(self.runs.connect, _tell))
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
+        found = read_found(self.ledger.directory)
+        self._write("the search", lambda: write_searches(self.runs, found))
         effects = self._write("the effects", self._effects)
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))

@@ -18,9 +18,11 @@ from ablate import machine
 from ablate.effects import Effect
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
+from ablate.mlflow_searches import write_searches
 from ablate.mlflow_store import explain
 from ablate.plan import Plan
 from ablate.provenance import without_passwords
+from ablate.search_outcomes import read_found
 from ablate.trial import Trial
 
 INTERVAL = 2.0  # seconds between two rounds: what comes in between goes in one batch
@@ -87,6 +89,8 @@ class Tracker:
         for trial in self.plan.trials:
             if self.ledger.result(trial) is not None:
                 self._put(trial.key, partial(self.runs.finished, trial))
+        if found := read_found(self.ledger.directory):
+            self._put("search", partial(write_searches, self.runs, found))
 
     def close(
         self, effects: Sequence[Effect], artifacts: Sequence[Path], wanted: Sequence[Trial]

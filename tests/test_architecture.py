@@ -24,6 +24,7 @@ ALLOWED = {
 ONLY_IMPORTER = {
     "ray": {"ablate/execute.py"},
     "mlflow": {"ablate/mlflow_store.py", "ablate/mlflow_batches.py"},
+    "optuna": {f"ablate/search{part}.py" for part in ("", "_blocks", "_recipes", "_space")},
 }
 FILES = sorted(p for name in OURS for p in (ROOT / name).rglob("*.py") if "build" not in p.parts)
 
