@@ -19,7 +19,7 @@ from ablate.findings import held_race
 from ablate.ledger import Ledger
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
-from ablate.provenance import launch_note
+from ablate.provenance import launch_note, without_passwords
 from ablate.race import look_words, needed
 from ablate.report import write_report
 from ablate.tracking import Tracker
@@ -107,7 +107,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)
         unfinished = [trial for trial in wanted if ledger.result(trial) is None]
-        tracker.close([*findings.effects, *findings.noise], paths)
+        tracker.close([*findings.effects, *findings.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
     tell_where(paths[0], launch, console)
@@ -120,8 +120,9 @@ def tell_where(report: Path, launch: Launch, console: Console) -> None:
         print(report)
     elif launch.output == "json":
         print(json.dumps({"event": "report", "path": str(report)}))
-    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
-    where = f"\nreport: {report}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
+    shown = without_passwords(launch.mlflow)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
+    where = f"\nreport: {report}\nMLflow: {shown} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -161,7 +161,7 @@ def _log(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> N
 
     tracker = Tracker(plan, ledger, launch.mlflow, warn)
     tracker.open()
-    tracker.close([], paths)
+    tracker.close([], paths, [])
 
 
 def confirming_command(arguments: Sequence[str], seeds: int) -> str:
