@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
 from ablate.report import write_report
+from ablate.resources import Scheduling, choose_resources, this_machine
 from ablate.tracking import DEFAULT_STORE, Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
@@ -63,17 +64,22 @@ class Launch:
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
     output: str = "auto"
-    gpus_per_trial: float | None = None
+    scheduling: Scheduling = field(default_factory=Scheduling)
 
 
 def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
     """Run what is left of a plan, write the report, and return the exit code."""
-    from ablate.execute import choose_resources, execute
+    from ablate import cluster
+    from ablate.execute import execute
 
     def say(text: str) -> None:
         Console(stderr=True).print(text, style="yellow", markup=False)
 
-    resources = choose_resources(launch.gpus_per_trial)
+    address = launch.scheduling.address
+    nodes = cluster.connect(address) if address else [this_machine()]
+    resources = choose_resources(launch.scheduling, nodes)
+    if resources.note:
+        say(resources.note)
     with ledger.locked():
         refuse_other_study(plan, ledger)
         if left_out := _left_out(plan, ledger):

@@ -6,6 +6,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ablate import keywords
+from ablate.files import is_disk_error
 from ablate.grids import GRIDS
 from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
 from ablate.ledger import Ledger
 from ablate.planner import Declared, make_plan
 from ablate.preview import describe
+from ablate.resources import Scheduling
 from ablate.tracking import DEFAULT_STORE, check_store
 from ablate.workflow import parse_stages
 from assemblies import SIZES
@@ -87,8 +90,25 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="print an object a line, for programs",
     )
-    top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
+    add_scheduling(top)
     return top
+
+
+def add_scheduling(top: argparse.ArgumentParser) -> None:
+    """Add what a trial gets of the machine, or of which cluster."""
+    group = top.add_argument_group("scheduling", "changes no result; see docs/cluster.md")
+    for flag, kind, words in (
+        ("gpus", float, "0.25: four trials share a GPU; 4: a trial trains on four (by memory)"),
+        ("cpus", float, "cores of a trial (default: so that none is idle)"),
+        ("workers", int, "processes that train one trial together (default: one per GPU)"),
+    ):
+        group.add_argument(f"--{flag}-per-trial", type=kind, metavar="NUMBER", help=words)
+    group.add_argument(
+        "--max-concurrent", type=int, metavar="NUMBER", help="trials side by side, at most"
+    )
+    group.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="a running Ray cluster's, or auto"
+    )
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:
@@ -133,6 +153,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return BAD_USAGE
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -145,6 +170,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     settings: Mapping[str, Any] = parse_settings(options.set)
     registry = default_registry(plugins)
     sources = None if options.stages is None else parse_stages(options.stages)
+    scheduling = Scheduling(**{f.name: getattr(options, f.name) for f in fields(Scheduling)})
     declared = Declared(
         primary=options.primary,
         noise=options.noise_floor,
@@ -161,7 +187,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         plugins=plugins,
         mlflow=options.mlflow,
         output=options.output,
-        gpus_per_trial=options.gpus_per_trial,
+        scheduling=scheduling,
     )
     return run_study(plan, Ledger(directory), launch, console)
 
