@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ablate.files import write_text
 from ablate.resources import Node, cores, this_machine
@@ -36,6 +37,7 @@ WORKER_ENVIRONMENT = {
 }
 OBJECT_STORE_BYTES = 100 * 2**20  # trials pass no objects; the default is a third of memory
 CONNECT_SECONDS = 25.0
+log = logging.getLogger(__name__)
 CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 
 
@@ -48,6 +50,18 @@ def load(*, loopback: bool) -> None:
     import ray.tune  # noqa: F401
 
     logging.getLogger("ray").setLevel(logging.WARNING)
+    _log_lost_nodes()
+
+
+def _log_lost_nodes() -> None:
+    """Log what Ray prints of lost nodes: it has no setting for that, only a function of its own."""
+    from ray._private import worker
+
+    def write(data: dict[str, Any], **options: Any) -> None:
+        log.warning("%s", "\n".join(map(str, data.get("lines", ()))))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = write
 
 
 def is_connected() -> bool:
@@ -85,6 +99,7 @@ def running() -> Iterator[None]:
     if not is_connected():
         machine = this_machine()
         _init(
+            address="local",  # and not one that was started here by somebody else
             num_cpus=cores(),
             num_gpus=int(machine.gpus),
             include_dashboard=False,

@@ -36,7 +36,7 @@ class Scheduling:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{option} must be at least {least}, got {value:g}")
         gpus, workers = self.gpus_per_trial or 0, self.workers_per_trial
-        if not (0 <= gpus <= 1 or gpus == int(gpus)):
+        if not (0 <= gpus <= 1 or (gpus > 1 and gpus % 1 == 0)):
             raise UsageError(
                 f"--gpus-per-trial must be a part of one GPU or whole GPUs, got {gpus:g}"
             )

@@ -80,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         dest="output",
         action="store_const",
         const="quiet",
+        default="auto",  # argparse takes the first one's
         help="print nothing but warnings, errors, and the report's path",
     )
     output.add_argument(
@@ -87,7 +88,6 @@ def parser() -> argparse.ArgumentParser:
         dest="output",
         action="store_const",
         const="json",
-        default="auto",
         help="print an object a line, for programs",
     )
     add_scheduling(top)
