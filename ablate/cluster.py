@@ -74,6 +74,10 @@ def connect(address: str) -> list[Node]:
 
     Raises `UsageError` where none answers within half a minute.
     """
+    if "://" in address:
+        raise UsageError(
+            f"--address {address!r}: run the command on a node of the cluster, with HOST:PORT or auto"
+        )
     load(loopback=False)
     _try(address)
     import ray

@@ -35,10 +35,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()
 
 
-def start(shapes: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
-    settings = [f"--set={k}={v}" for k, v in {**SETTINGS, "data": shapes}.items()]
+def start(shapes: str, tmp_path: Path, *more: str, **changes: object) -> subprocess.Popen[str]:
+    settings = {**SETTINGS, "data": shapes, **changes}
+    given = [f"--set={k}={v}" for k, v in settings.items()]
     where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
-    command = ["--grid", "paper", "--stages", "pretrain", "--seeds", "2", *where, *settings, *more]
+    command = ["--grid", "paper", "--stages", "pretrain", "--seeds", "2", *where, *given, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "ablate.run", *command],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
@@ -84,9 +85,8 @@ def test_a_study_survives_the_loss_of_a_node(shapes: str, tmp_path: Path, cluste
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_nodes_train_a_trial_together(shapes: str, tmp_path: Path, cluster: Any) -> None:
-    more = ["--seeds", "1", "--set", "steps=20", "--set", "evaluate=2"]
-    command = ["--address", cluster.address, "--workers-per-trial", "2", *more]
-    running = start(shapes, tmp_path, *command)
+    more = ["--address", cluster.address, "--workers-per-trial", "2", "--seeds", "1"]
+    running = start(shapes, tmp_path, *more, steps=20, evaluate=2)
     shown, _ = running.communicate(timeout=250)
     assert running.returncode == 0, shown
     for path in tmp_path.glob("study/trials/*/result.json"):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_on_ranks
+from ranks import check_equal, run_alone, run_on_ranks
 from safetensors.torch import load_file
 from samples import small
 
 from ablate.data import open_pairs
 from ablate.recipe import Recipe, with_fields
-from ablate.stages import read_curve, run_trial
+from ablate.stages import read_curve
 from ablate.trial import Trial, make_trial
 from ablate.workflow import finetunings
 from blocks import default_registry
@@ -32,48 +31,9 @@ def trial(shapes: str, *, dropout: float = 0.0, later: bool = False, **changes: 
     return make_trial("cell", small(dropout=dropout), recipe, 0, fingerprint, REGISTRY, stages)
 
 
-def alone(job: Trial, directory: Path) -> None:
-    for _ in run_trial(job, directory, REGISTRY):
-        pass
-
-
-def learned(model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the weights without the keys' biases.
-
-    A softmax cancels those, so their gradient is rounding, which Adam scales up to full steps.
-    """
-    return {
-        name: weight.chunk(2)[1] if name.endswith("key_value.bias") else weight
-        for name, weight in model.items()
-    }
-
-
-def check_equal(job: Trial, one: Path, other: Path, tolerance: float = 1e-5) -> None:
-    """Compare two runs of a trial: all losses by step, the weights, and the metrics."""
-    for stage in job.stages:
-        curves = [read_curve(where / stage.folder / "curve.jsonl") for where in (one, other)]
-        assert [line["step"] for line in curves[0]] == [line["step"] for line in curves[1]]
-        assert len(curves[0]) == stage.recipe.steps
-        for first, second in zip(*curves, strict=True):
-            assert first.keys() == second.keys()
-            for name in first.keys() - {"seconds"}:
-                ties = 0.05 if "recall" in name else tolerance  # a picture or two change places
-                assert second[name] == pytest.approx(first[name], rel=tolerance, abs=ties), name
-        models = [load_file(w / stage.folder / "model/model.safetensors") for w in (one, other)]
-        for name, weight in learned(models[0]).items():
-            torch.testing.assert_close(
-                learned(models[1])[name], weight, atol=tolerance, rtol=tolerance
-            )
-        records = [json.loads((w / stage.folder / "result.json").read_text()) for w in (one, other)]
-        assert records[0]["metrics"]["best_step"] == records[1]["metrics"]["best_step"]
-        loss = records[0]["metrics"]["test/coca"]
-        assert records[1]["metrics"]["test/coca"] == pytest.approx(loss, rel=tolerance)
-        assert [record["workers"] for record in records] == [1, 2]
-
-
 def test_two_ranks_equal_one_process(shapes: str, tmp_path: Path) -> None:
     job = trial(shapes)
-    alone(job, tmp_path / "one")
+    run_alone(job, tmp_path / "one")
     run_on_ranks(job, tmp_path / "two", world=2)
     check_equal(job, tmp_path / "one", tmp_path / "two")
 
@@ -89,7 +49,7 @@ def test_two_ranks_equal_one_process_in_parts(
     dropout: float, changes: dict[str, object], shapes: str, tmp_path: Path
 ) -> None:
     job = trial(shapes, dropout=dropout, later=True, **changes)
-    alone(job, tmp_path / "one")
+    run_alone(job, tmp_path / "one")
     run_on_ranks(job, tmp_path / "two", world=2)
     check_equal(job, tmp_path / "one", tmp_path / "two", tolerance=1e-4)
 
