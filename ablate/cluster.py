@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.files import write_text
-from ablate.resources import Node, cores, this_machine
+from ablate.resources import Node, Resources, cores, this_machine
 from blocks import UsageError
 
 # Set before Ray is imported. No usage statistics, no output of its own, no other working directory.
@@ -69,6 +69,11 @@ def is_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
+def find_nodes(address: str) -> list[Node]:
+    """Return this machine, or the nodes of the cluster at an address, which is connected to."""
+    return connect(address) if address else [this_machine()]
+
+
 def connect(address: str) -> list[Node]:
     """Connect to the cluster at HOST:PORT (or ``auto``: the one on this node); return its nodes.
 
@@ -76,13 +81,14 @@ def connect(address: str) -> list[Node]:
     """
     if "://" in address:
         raise UsageError(
-            f"--address {address!r}: run the command on a node of the cluster, with HOST:PORT or auto"
+            f"--address {address!r}: give HOST:PORT, or auto, on a node of the cluster"
         )
     load(loopback=False)
-    _try(address)
     import ray
 
-    _init(address=address)
+    if not is_connected():
+        _try(address)
+        _init(address=address)
     return [
         Node(
             name=node["NodeManagerHostname"],
@@ -96,11 +102,16 @@ def connect(address: str) -> list[Node]:
 
 
 @contextmanager
-def running() -> Iterator[None]:
-    """Hold Ray: started on this machine for the block's time, or connected to before it."""
+def running(resources: Resources) -> Iterator[None]:
+    """Hold Ray for the block: started on this machine, or the connection to a running cluster.
+
+    That is kept until the process ends, for a study may run its trials in several parts.
+    """
     import ray
 
-    if not is_connected():
+    if resources.address:
+        connect(resources.address)
+    else:
         machine = this_machine()
         _init(
             address="local",  # and not one that was started here by somebody else
@@ -113,7 +124,8 @@ def running() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        if not resources.address:
+            ray.shutdown()
 
 
 def check_shared(directory: Path) -> None:
@@ -192,9 +204,14 @@ def _init(**options: object) -> None:
     ray.init(
         log_to_driver=False,
         configure_logging=False,  # `ablate.log` does
-        runtime_env={"env_vars": WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}},
+        runtime_env={"env_vars": worker_environment()},
         **options,
     )
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of a process that trains."""
+    return WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}
 
 
 def _import_path() -> str:

@@ -98,11 +98,12 @@ def differences(a: Side, b: Side) -> list[str]:
 
 def _recipes_differ(a: Plan, b: Plan) -> list[str]:
     mine, theirs = (dataclasses.asdict(plan.stages[0].recipe) for plan in (a, b))
+    tuned = [{cell: row["values"] for cell, row in plan.tuned.items()} for plan in (a, b)]
     return [
         f"recipe {name}: {value!r} and {theirs[name]!r}"
         for name, value in mine.items()
-        if value != theirs[name]
-    ]
+        if value != theirs[name] and name not in a.searched & b.searched
+    ] + (["recipes tuned for each cell"] if tuned[0] != tuned[1] else [])
 
 
 def _other_trials(a: Plan, b: Plan) -> list[str]:

@@ -53,8 +53,10 @@ class Effect:
     ``deviation`` is how much the improvement varies from seed to seed. ``p`` is the paired t
     test's (over all looks, in a race), ``p_adjusted`` that of the family of all contrasts, by which
     the verdict goes; ``p_equivalent`` says how well an effect of interest is ruled out; ``p_exact``
-    is the sign-flip test's, which assumes nothing of the distribution. ``correlation`` is that of
-    reference and candidate over seeds (what pairing by seed gains from).
+    is the sign-flip test's, which assumes only that without an effect both signs are as likely.
+    ``correlation`` is that of reference and candidate over seeds (what pairing by seed gains from).
+    In a race the numbers are those of the last look that the seeds reach, the verdict that of the
+    look at which it was decided.
     """
 
     contrast: str
@@ -112,9 +114,12 @@ def mean_improvements(contrast: Contrast, sets: Sequence[Losses]) -> dict[int, f
 def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect:
     """Return a contrast's mean improvement over seeds, and over data sets if there are several.
 
-    Its p is that of this one contrast; `effects` adjusts for the others.
+    Its p is that of this one contrast; `effects` adjusts for the others. In a race, seeds beyond
+    the last look that they reach wait for the next one.
     """
     by_seed = mean_improvements(contrast, sets)
+    if seen := [look for look in rule.looks if look <= len(by_seed)]:
+        by_seed = dict(list(by_seed.items())[: seen[-1]])
     correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
     values = np.array(list(by_seed.values()))
     n = len(values)
@@ -153,7 +158,24 @@ def _confidence(rule: Rule, seeds: int) -> float:
 
 
 def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rule) -> list[Effect]:
-    """Return all contrasts' effects in one metric, with p adjusted over their whole family."""
+    """Return all contrasts' effects in one metric, with p adjusted over their whole family.
+
+    In a race (seeds counting from 0) a contrast keeps the verdict of the look that decided it.
+    """
+    decided: dict[str, str] = {}
+    most = max((seed + 1 for losses in sets for _, seed in losses), default=0)
+    for look in (look for look in rule.looks if look < most):
+        seen = [{k: loss for k, loss in losses.items() if k[1] < look} for losses in sets]
+        for e in _family(contrasts, metric, seen, rule):
+            if verdict_is_decided(e.verdict):
+                decided.setdefault(e.contrast, e.verdict)
+    found = _family(contrasts, metric, sets, rule)
+    return [replace(e, verdict=decided.get(e.contrast, e.verdict)) for e in found]
+
+
+def _family(
+    contrasts: Sequence[Contrast], metric: str, sets: Sequence[Losses], rule: Rule
+) -> list[Effect]:
     found = [effect(contrast, metric, *sets, rule=rule) for contrast in contrasts]
     first = [e for e, contrast in zip(found, contrasts, strict=True) if contrast.primary]
     others = [e for e, contrast in zip(found, contrasts, strict=True) if not contrast.primary]
@@ -196,3 +218,8 @@ def verdict(found: Effect) -> str:
 def verdict_is_clear(word: str) -> bool:
     """Return whether a verdict says that there is an effect."""
     return word in ("improved", "worse")
+
+
+def verdict_is_decided(word: str) -> bool:
+    """Return whether a verdict says that there is an effect, or none of interest."""
+    return verdict_is_clear(word) or word == "equivalent"

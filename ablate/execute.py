@@ -36,16 +36,16 @@ def execute(
 ) -> None:
     """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM.
 
-    Ray is started on this machine, unless `cluster.connect` has been called before. Raises
+    Ray is started on this machine, unless the resources are a running cluster's. Raises
     `UsageError` where the study's directory cannot be written (any more), or not by all nodes.
     """
     if not trials:
         return
     for trial in trials:
         ledger.forget_failure(trial)
-    shared = cluster.is_connected()
+    shared = bool(resources.address)
     cluster.load(loopback=not shared)
-    with study_log(ledger.directory), cluster.running(), _graceful_termination():
+    with study_log(ledger.directory), cluster.running(resources), _graceful_termination():
         if shared:
             cluster.check_shared(ledger.directory)
         relay = _relay(trials, ledger, watcher)
@@ -84,7 +84,7 @@ def _tuner(
         "scratch": str(scratch),
         "plugins": plugins,
         "registry": default_registry(plugins).fingerprint(),
-        "threads": max(1, int(resources.cpus)),
+        "threads": resources.threads,
         "workers": resources.workers,
         "share": share,
     }

@@ -19,7 +19,8 @@ from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.proof import prove_results
-from ablate.statistics import clustered_error, t_quantile
+from ablate.race import Race, hold_race
+from ablate.statistics import clustered_interval
 from ablate.trial import Trial
 
 # The metrics of arXiv 2507.18009, all losses: lower is better. The last one decides.
@@ -54,7 +55,8 @@ class ExampleEffect:
 class Findings:
     """What a study has found; ``noise`` are the A/A contrast's effects, ``attributions`` by metric.
 
-    ``problems`` names, in words, every pair of trials that a contrast could not use, and why.
+    ``race`` is what the looks decided, where cells were dropped on the way; ``problems`` names, in
+    words, every pair of trials that a contrast could not use, and why.
     """
 
     effects: list[Effect]
@@ -62,6 +64,7 @@ class Findings:
     attributions: dict[str, Attribution]
     examples: list[ExampleEffect]
     problems: list[str]
+    race: Race | None = None
 
     def of(self, contrast: str, metric: str = DECISIVE) -> Effect | None:
         """Return a contrast's effect, or None where no seed has it."""
@@ -72,8 +75,8 @@ class Findings:
 def make_findings(plan: Plan, ledger: Ledger) -> Findings:
     """Return what the ledger's finished trials show; raises where a swap did not happen."""
     unproven = prove_results(plan, ledger)
-    rule = Rule(smallest_effect=plan.smallest_effect, looks=plan.looks)
-    losses = stage_losses(plan, ledger)
+    rule, losses = _rule(plan), stage_losses(plan, ledger)
+    race = held_race(plan, ledger, losses) if plan.looks else None
     found: list[Effect] = []
     noise: list[Effect] = []
     for metric, sets in _sets(plan, losses).items():
@@ -85,8 +88,25 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
         noise=noise,
         attributions=_attributions(plan, losses),
         examples=_example_effects(plan, ledger),
-        problems=[*_lost_pairs(plan, losses), *unproven],
+        problems=[*_lost_pairs(plan, losses, race), *unproven],
+        race=race,
     )
+
+
+def _rule(plan: Plan) -> Rule:
+    return Rule(smallest_effect=plan.smallest_effect, looks=plan.looks)
+
+
+def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:
+    """Return what the looks of a race decide, by the decisive metric, as far as the ledger goes."""
+    losses = losses or stage_losses(plan, ledger)
+    settled = {
+        (trial.name, trial.pair)
+        for trial in plan.trials
+        if ledger.result(trial) is not None or ledger.failure(trial) is not None
+    }
+    families = [plan.contrasts, [plan.noise] if plan.noise else []]
+    return hold_race(families, DECISIVE, losses[DECISIVE], _rule(plan), plan.cells, settled)
 
 
 def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
@@ -121,7 +141,7 @@ def _attributions(plan: Plan, losses: dict[str, Losses]) -> dict[str, Attributio
     return {metric: found for metric, found in made.items() if found is not None}
 
 
-def _lost_pairs(plan: Plan, losses: dict[str, Losses]) -> list[str]:
+def _lost_pairs(plan: Plan, losses: dict[str, Losses], race: Race | None) -> list[str]:
     """Return in words which pairs no contrast can use, each once."""
     reasons: dict[str, None] = {}
     wanted = {(t.name, t.pair) for t in plan.trials}
@@ -131,7 +151,10 @@ def _lost_pairs(plan: Plan, losses: dict[str, Losses]) -> list[str]:
             if value is not None and not math.isfinite(value):
                 reasons[f"{cell}, seed {pair}: {metric} is {value}; the pair is left out"] = None
     for contrast in plan.contrasts:
-        for pair, why in missing(contrast, losses[DECISIVE]).items():
+        ours = losses[DECISIVE]
+        if race:  # a cell that was dropped is not missing where others went on
+            ours = {k: loss for k, loss in ours.items() if k[1] < race.reach(contrast.cells)}
+        for pair, why in missing(contrast, ours).items():
             reasons[f"seed {pair} is not in {contrast.name}: {why}"] = None
     return list(reasons)
 
@@ -157,21 +180,19 @@ def _example_effect(
     if len(rows) < 2 or clusters is None or len({len(row) for row in rows}) > 1:
         return None
     values = np.stack(rows)
-    by_seed, by_example, two_way = clustered_error(values, clusters)
-    half = t_quantile(min(len(rows), len(set(clusters.tolist()))) - 1) * two_way
-    mean = float(values.mean())
+    found = clustered_interval(values, clusters)
     return ExampleEffect(
         contrast=contrast.name,
         metric=metric,
         seeds=len(rows),
         examples=values.shape[1],
         clusters=len(set(clusters.tolist())),
-        estimate=mean,
-        seed_error=by_seed,
-        example_error=by_example,
-        error=two_way,
-        low=mean - half,
-        high=mean + half,
+        estimate=found.estimate,
+        seed_error=found.seed_error,
+        example_error=found.example_error,
+        error=found.error,
+        low=found.low,
+        high=found.high,
     )
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from ablate.options import parse_value
 from blocks import UsageError
 from blocks.errors import unknown
 
@@ -25,6 +26,8 @@ def command_line(parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> l
         is_many = isinstance(value, (list, tuple, Mapping))
         if is_many and not isinstance(flags[flag].default, list):  # as repeatable flags have
             raise UsageError(f"{name} takes one value, got {value!r}")
+        if flags[flag].nargs == 0 and not isinstance(value, (bool, type(None))):
+            raise UsageError(f"{name} is True or False, got {value!r}")
         found += _spelled(flag, value, flags)
     return found
 
@@ -42,9 +45,7 @@ def _spelled(flag: str, value: Any, flags: Mapping[str, argparse.Action]) -> lis
 
 
 def _literal(value: Any) -> str:
-    """Return a setting as `ablate.run.parse_value` reads it back; texts may need quotes."""
-    from ablate.run import parse_value
-
+    """Return a setting as `ablate.options.parse_value` reads it back; texts may need quotes."""
     return value if isinstance(value, str) and parse_value(value) == value else repr(value)
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
+from ablate.cluster import find_nodes
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
+from ablate.findings import held_race
 from ablate.ledger import Ledger
+from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note
+from ablate.race import look_words, needed
 from ablate.report import write_report
-from ablate.resources import Scheduling, choose_resources, this_machine
-from ablate.tracking import DEFAULT_STORE, Tracker
+from ablate.resources import Resources, Scheduling, choose_resources
+from ablate.tracking import Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
 
@@ -57,7 +63,8 @@ class Launch:
     """How a study is run: what changes none of its numbers.
 
     ``arguments`` are those of the command, for the record; ``output`` is one of
-    `ablate.progress.OUTPUTS`.
+    `ablate.progress.OUTPUTS`; ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
+    to need, 0 where nothing is known.
     """
 
     arguments: tuple[str, ...] = ()
@@ -65,19 +72,24 @@ class Launch:
     mlflow: str = DEFAULT_STORE
     output: str = "auto"
     scheduling: Scheduling = field(default_factory=Scheduling)
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def resources(self) -> Resources:
+        """Return what a trial gets, of this machine or of the cluster; raises `UsageError`."""
+        nodes = find_nodes(self.scheduling.address)
+        needs = {"memory": self.memory, "gpu_memory": self.gpu_memory}
+        return choose_resources(self.scheduling, nodes, **needs)
 
 
 def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
     """Run what is left of a plan, write the report, and return the exit code."""
-    from ablate import cluster
     from ablate.execute import execute
 
     def say(text: str) -> None:
         Console(stderr=True).print(text, style="yellow", markup=False)
 
-    address = launch.scheduling.address
-    nodes = cluster.connect(address) if address else [this_machine()]
-    resources = choose_resources(launch.scheduling, nodes)
+    resources = launch.resources()
     if resources.note:
         say(resources.note)
     with ledger.locked():
@@ -85,28 +97,71 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         if left_out := _left_out(plan, ledger):
             say(
                 f"left out of the report, though this study has it: {', '.join(left_out)} "
-                "(--stages names all sets of a study)"
+                "(--stages and --cells name all of a study)"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say)
         tracker.open()
-        done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
-        left = [trial for trial in plan.trials if trial not in done]
-        if done:
-            console.print(f"{len(done)} of {len(plan.trials)} trials are already in the ledger")
-        with progress.make_progress(left, done, console, launch.output) as shown:
-            watchers = Watchers(shown, tracker)
-            execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+
+        def run(left: Sequence[Trial]) -> None:
+            done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
+            with progress.make_progress(left, done, console, launch.output) as shown:
+                watchers = Watchers(shown, tracker)
+                execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+
+        left = [trial for trial in plan.trials if ledger.result(trial) is None]
+        if done := len(plan.trials) - len(left):
+            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
+        if plan.looks:
+            run_looks(plan, ledger, run, console)
+        else:
+            run(left)
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, findings, paths = write_report(plan, ledger)
-        unfinished = [trial for trial in plan.trials if ledger.result(trial) is None]
-        tracker.close(findings.effects, paths, complete=not unfinished)
-    if len(unfinished) < len(plan.trials):
+        wanted = needed(plan, findings.race)
+        unfinished = [trial for trial in wanted if ledger.result(trial) is None]
+        tracker.close([*findings.effects, *findings.noise], paths)
+    if len(unfinished) < len(wanted):
         show(document, console)
-    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
-    where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
+    tell_where(paths[0], launch, console)
     return _conclude(unfinished, ledger, console)
+
+
+def tell_where(report: Path, launch: Launch, console: Console) -> None:
+    """Say where the report is, in the output asked for."""
+    if launch.output == "quiet":
+        print(report)
+    elif launch.output == "json":
+        print(json.dumps({"event": "report", "path": str(report)}))
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
+    where = f"\nreport: {report}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
+    console.print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def run_looks(
+    plan: Plan, ledger: Ledger, run: Callable[[Sequence[Trial]], None], console: Console
+) -> None:
+    """Run a race: what each look needs, then the next look; failed trials are tried once more.
+
+    All it goes by is in the ledger. Returns early where a run was interrupted.
+    """
+    tried: set[str] = set()
+    while True:
+        race = held_race(plan, ledger)
+        next_look = plan.looks[min(len(race.looks), len(plan.looks) - 1)]
+        left = [
+            trial
+            for trial in needed(plan, race)
+            if trial.pair < next_look and trial.key not in tried and ledger.result(trial) is None
+        ]
+        if not left:
+            return
+        for look in race.looks[-1:]:
+            console.print(look_words(look), highlight=False, markup=False)
+        tried |= {trial.key for trial in left}
+        run(left)
+        if any(ledger.result(t) is None and ledger.failure(t) is None for t in left):
+            return
 
 
 def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> int:
@@ -149,18 +204,25 @@ def _identity(plan: Plan) -> dict[str, Any]:
     declared = plan.primary.name if plan.primary else ""
     found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
     found["smallest_effect"] = plan.smallest_effect
+    found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:
-        prefix = f"{stage.name} " if stage.is_finetuning else ""
-        found |= {f"{prefix}{k}": v for k, v in dataclasses.asdict(stage.recipe).items()}
+        own = dataclasses.asdict(stage.recipe)
+        shared = {name: value for name, value in own.items() if name not in plan.searched}
+        found |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
     return found
 
 
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return the fine-tunings that the study had when it last ran and the plan has not."""
+    """Return the cells and fine-tunings that the study had when it last ran, and now has not."""
     if not (ledger.directory / FILE).exists():
         return []
-    now = {stage.name for stage in plan.stages}
-    return [s.name for s in read_plan(ledger.directory).stages if s.name not in now]
+    before = read_plan(ledger.directory)
+    now = {*plan.cells, *(stage.name for stage in plan.stages)}
+    return [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
 
 
 def show(document: Document, console: Console) -> None:

@@ -11,6 +11,7 @@ from ablate.effects import Rule
 from ablate.findings import Findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_launches
+from ablate.race import needed
 from ablate.statistics import smallest_p
 
 
@@ -19,7 +20,7 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     items = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
     items += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
-    for trial in plan.trials:
+    for trial in needed(plan, found.race):
         if ledger.result(trial) is None:
             reason = (ledger.failure(trial) or "has not run yet").strip().splitlines()[-1]
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
@@ -79,7 +80,8 @@ def methods_section(plan: Plan) -> Section:
 
 
 def _recipes(plan: Plan) -> Table:
-    recipes = [dataclasses.asdict(stage.recipe) for stage in plan.stages]
+    own = dict.fromkeys(plan.searched, "tuned for each cell")
+    recipes = [dataclasses.asdict(stage.recipe) | own for stage in plan.stages]
     rows = [(name, *(str(recipe[name]) for recipe in recipes)) for name in recipes[0]]
     return Table(title="Recipe", header=("", *(s.name for s in plan.stages)), rows=rows)
 

@@ -28,11 +28,12 @@ class Plan:
     """Everything about a study but its results.
 
     ``skipped`` gives the reason for each cell that cannot be built, ``same`` the cell that another
-    one turned out to equal; contrasts that need a missing cell are dropped. ``factorial`` names the
-    swaps that are in each cell of a full factorial, if the grid holds one. ``noise`` is the A/A
-    contrast, if there is one. ``references`` are, by stage, the test losses of knowing nothing;
-    ``blocks`` the hash of the source of every block used, by spelling, and ``code`` that of what
-    assembles and trains.
+    one turned out to equal, ``dropped`` what each contrast lacks that was left out for it.
+    ``factorial`` names the swaps that are in each cell of a full factorial, if the grid holds one.
+    ``noise`` is the A/A contrast, if there is one. ``references`` are, by stage, the test losses of
+    knowing nothing; ``blocks`` the hash of the source of every block used, by spelling, and
+    ``code`` that of what assembles and trains. ``search`` declares the search before the seeds run,
+    if there is one, and ``tuned`` the recipes that it found, by cell (`ablate.search_recipes`).
     """
 
     grid: str
@@ -46,6 +47,7 @@ class Plan:
     factorial: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     same: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
     data_skipped: dict[str, int] = field(default_factory=dict)
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     blocks: dict[str, str] = field(default_factory=dict)
@@ -53,11 +55,18 @@ class Plan:
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
     exploratory: bool = False
+    search: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the stages that every trial has."""
-        return self.trials[0].stages
+        """Return the stages that every trial has; fields of ``searched`` may differ by cell."""
+        return self.trials[0].stages if self.trials else ()
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Return the fields of recipes that a search has chosen for each cell by itself."""
+        return frozenset(self.search.get("fields", ()))
 
     @functools.cached_property
     def cells(self) -> dict[str, CoCaConfig]:

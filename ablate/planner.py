@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import references
 from ablate.grid import Contrast, Grid, swap
-from ablate.grids import make_grid
+from ablate.grids import Design, make_grid
 from ablate.plan import AGAIN, Plan
+from ablate.pricing import price
 from ablate.proof import prove_swaps
 from ablate.recipe import RECIPES, Recipe, with_fields
-from ablate.train import loss_weights
 from ablate.trial import MAX_SEEDS, PRETRAIN, Trial, code_hash, make_trial
 from ablate.workflow import PREFIX, finetunings
-from assemblies import SIZES, CoCaConfig, Cost, cost, normalise, preset
+from assemblies import SIZES, CoCaConfig, Cost, normalise, preset
 from assemblies.checkpoint import read_cell
 from assemblies.config import flatten
 from assemblies.transplant import require_same_sizes
-from blocks import Registry, Unsupported, UsageError, parse
+from blocks import Registry, UsageError
 from blocks.errors import unknown
-from blocks.kernels import CUDA_BACKENDS, require_cuda
 
 NOISE_CELLS = 5  # from so many cells on, training one of them again is a small part of a study
 
@@ -41,7 +38,8 @@ class Declared:
     ``primary`` is the contrast that it is about, if not the grid's own; ``noise`` whether the
     reference is trained again under other seeds (None: in grids of five cells and more);
     ``smallest_effect`` the improvement in percent below which a difference is of no interest;
-    ``looks`` the numbers of seeds at which a race is looked at.
+    ``looks`` the numbers of seeds at which a race is looked at; ``cells`` the grid's cells that are
+    trained, if not all of them.
     """
 
     primary: str = ""
@@ -49,10 +47,11 @@ class Declared:
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
     exploratory: bool = False
+    cells: tuple[str, ...] = ()
 
 
 def make_plan(
-    grid_name: str,
+    grid_name: str | Design,
     size: str,
     seeds: int | None,
     settings: Mapping[str, Any],
@@ -60,7 +59,7 @@ def make_plan(
     sources: Sequence[str] | None = None,
     declared: Declared = Declared(),
 ) -> Plan:
-    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant.
+    """Return the plan for a grid, by name or design; raises `UsageError` for what cannot be meant.
 
     ``sources`` are the data sets to fine-tune on, by default the grid's own.
     """
@@ -81,11 +80,12 @@ def make_plan(
         raise UsageError(f"{PREFIX}{next(iter(later))} is set, but nothing is fine-tuned")
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
     looks = _look_at_data(recipes, next(iter(grid.cells.values())))
-    costs, skipped, same = _price(grid, recipe, looks[PRETRAIN].tokens, registry)
+    cells = _choose(grid, declared.cells)
+    costs, skipped, same = price(cells, recipe, looks[PRETRAIN].tokens, registry)
     contrasts = _declare(grid, costs, declared.primary)
     prove_swaps(contrasts, grid.cells, registry)
     noise = _noise_floor(contrasts, costs, declared.noise)
-    count = seeds or grid.seeds
+    count = declared.looks[-1] if declared.looks else seeds or grid.seeds
     return Plan(
         grid=grid.name,
         summary=grid.summary,
@@ -102,6 +102,11 @@ def make_plan(
         factorial=grid.factorial if set(grid.factorial) <= set(costs) else {},
         skipped=skipped,
         same=same,
+        dropped={
+            contrast.name: f"needs {', '.join(sorted(lost))}"
+            for contrast in grid.contrasts
+            if (lost := contrast.cells - costs.keys())
+        },
         data_skipped={
             f"{why} ({recipes[s].data})": n for s in looks for why, n in looks[s].skipped.items()
         },
@@ -112,6 +117,14 @@ def make_plan(
         looks=declared.looks,
         exploratory=declared.exploratory,
     )
+
+
+def _choose(grid: Grid, names: Sequence[str]) -> dict[str, CoCaConfig]:
+    """Return the cells of a grid that are wanted, in the grid's order; no names mean all."""
+    for name in names:
+        if name not in grid.cells:
+            raise unknown("cell", name, grid.cells)
+    return {name: cell for name, cell in grid.cells.items() if not names or name in names}
 
 
 def _declare(grid: Grid, costs: Mapping[str, Cost], primary: str) -> tuple[Contrast, ...]:
@@ -147,7 +160,7 @@ def _block_hashes(cells: Sequence[CoCaConfig], registry: Registry) -> dict[str, 
 
 
 def _make_grid(
-    name: str, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
+    name: str | Design, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
 ) -> Grid:
     """Return a named grid with the user's settings, fit for a checkpoint to start from, if any."""
     _refuse_varied(settings)
@@ -176,6 +189,26 @@ def _make_trial(
     first = looks[PRETRAIN].fingerprint
     other = MAX_SEEDS * name.endswith(AGAIN)
     return make_trial(name, cell, recipes[PRETRAIN], seed + other, first, registry, later)
+
+
+def retune(
+    plan: Plan, recipes: Mapping[str, Recipe], settings: Mapping[str, Any], registry: Registry
+) -> Plan:
+    """Return the plan with a recipe for each cell; fine-tunings follow from it by the same rule.
+
+    ``settings`` are those that the plan was made with.
+    """
+    own = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+    trials = []
+    for trial in plan.trials:
+        recipe, later = recipes[_original(trial.name)], trial.stages[1:]
+        data = {stage.name: stage.data_fingerprint for stage in trial.stages}
+        tunings = finetunings([stage.recipe.data for stage in later], recipe, own)
+        stages = [(name, r, data[name]) for name, r in tunings.items()]
+        trials.append(
+            make_trial(trial.name, trial.cell, recipe, trial.seed, data[PRETRAIN], registry, stages)
+        )
+    return replace(plan, trials=trials)
 
 
 def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -240,58 +273,3 @@ def _look_at_data(recipes: Mapping[str, Recipe], cell: CoCaConfig) -> dict[str, 
             references=references(data.splits["train"], data.splits["test"], recipe),
         )
     return found
-
-
-def _price(
-    grid: Grid, recipe: Recipe, tokens: int, registry: Registry
-) -> tuple[dict[str, Cost], dict[str, str], dict[str, str]]:
-    """Build every distinct cell on the meta device: its cost, or why it cannot be built."""
-    costs: dict[str, Cost] = {}
-    skipped: dict[str, str] = {}
-    same: dict[str, str] = {}
-    first: dict[CoCaConfig, str] = {}
-    for name, given in grid.cells.items():
-        cell = normalise(given, registry)
-        _require_backends(cell)
-        loss_weights(cell, recipe)
-        if cell in first:
-            same[name] = first[cell]
-            continue
-        try:
-            costs[name] = cost(cell, batch=recipe.batch, tokens=tokens, registry=registry)
-            first[cell] = name
-        except Unsupported as error:
-            skipped[name] = str(error)
-        except Exception as error:  # a plugin's code may raise anything
-            raise _explain(name, cell, error, registry) from error
-    if not costs:
-        reasons = "; ".join(dict.fromkeys(skipped.values()))
-        raise UsageError(f"no cell of grid {grid.name!r} can be built: {reasons}")
-    return costs, skipped, same
-
-
-def _require_backends(cell: CoCaConfig) -> None:
-    """Refuse an attention backend that the trials' device lacks; meta, used by plans, has all."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for path, (_, spelling) in cell.spellings().items():
-        backend = parse(spelling)[1].get("backend")
-        if backend in CUDA_BACKENDS:
-            try:
-                require_cuda(str(backend), device)
-            except Unsupported as error:
-                raise UsageError(f"{path}: {error}") from None
-
-
-def _explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
-    """Say which cell cannot take a training step, which plugins it uses, and where it broke."""
-    used = {
-        f"{kind}/{registry.get(kind, spelling).name}": registry.get(kind, spelling)
-        for kind, spelling in cell.spellings().values()
-    }
-    foreign = [b for b, spec in used.items() if spec in registry.third_party()] or list(used)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return UsageError(
-        f"cell {name!r} cannot take a training step ({last.filename}:{last.lineno}: {reason}); "
-        f"look at {', '.join(foreign)}: python -m blocks check"
-    )

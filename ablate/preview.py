@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+import dataclasses
+import datetime
+from collections.abc import Iterable
+from typing import Any
 
-from ablate.budget import spell_duration, total_seconds
-from ablate.effects import Rule, effect
-from ablate.findings import DECISIVE, stage_losses
-from ablate.forecast import Forecast
-from ablate.ledger import Ledger
-from ablate.plan import Plan, read_plan
-from ablate.statistics import ALPHA, detectable_effect, smallest_p
-from blocks import UsageError
+from ablate.budget import Proposal, spell_duration
+from ablate.effects import FEWEST_SEEDS
+from ablate.forecast import ESTIMATED, Forecast
+from ablate.outlook import Outlook, smallest_effects
+from ablate.plan import Plan
+from ablate.statistics import smallest_p
 
 SHOWN = ("norm", "ffn", "position")  # blocks of the image tower that the table has
-ASSUMED = 1.0  # percent: about what the nano studies in docs/results show
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """What is known before a study runs, beside its plan.
-
-    ``deviation`` is how much paired improvements in CoCa loss vary from seed to seed, in percent,
-    and ``source`` where that number comes from. ``slots`` trials run side by side.
-    """
-
-    deviation: float
-    source: str
-    done: int = 0
-    done_stages: int = 0
-    forecasts: Mapping[str, Forecast] = field(default_factory=dict)
-    slots: int = 1
-
-
-def expected_deviation(given: str, plan: Plan, ledger: Ledger) -> tuple[float, str]:
-    """Return the paired deviation to expect, and its source.
-
-    ``given`` is a number in percent, an earlier study's directory, or nothing: then it is this
-    study's own so far, or else an assumption. Raises `UsageError` for anything else.
-    """
-    if not given:
-        own = _measured_deviation(plan, ledger)
-        return (own, "this study so far") if own else (ASSUMED, "assumed; --deviation says better")
-    try:
-        stated = float(given)
-    except ValueError:
-        directory = Path(given)
-        found = _measured_deviation(read_plan(directory), Ledger(directory))
-        if found is None:
-            raise UsageError(
-                f"--deviation {given!r}: that study has fewer than 3 pairs of its primary contrast"
-            ) from None
-        return found, given
-    if not 0 < stated < 100:
-        raise UsageError(f"--deviation must be above 0 and below 100 percent, got {given}")
-    return stated, "as stated"
-
-
-def _measured_deviation(plan: Plan, ledger: Ledger) -> float | None:
-    if plan.primary is None:
-        return None
-    found = effect(plan.primary, DECISIVE, stage_losses(plan, ledger)[DECISIVE], rule=Rule())
-    return found.deviation if len(found.seeds) >= 3 and found.deviation > 0 else None
-
-
-def count_done(plan: Plan, ledger: Ledger) -> tuple[int, int]:
-    """Return how many trials are in the ledger, and how many stages of others."""
-    done = [t for t in plan.trials if ledger.result(t) is not None]
-    labels = {t.label for t in done}
-    rest = [t for t in plan.trials if t.label not in labels]
-    stages = sum(ledger.record(t, stage) is not None for t in rest for stage in t.stages)
-    return len(done), stages
+MEBIBYTE = 2**20
 
 
 def describe(plan: Plan, outlook: Outlook | None = None) -> str:
@@ -91,6 +33,8 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
     ]
     foot = [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
     foot += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
+    if plan.dropped:
+        foot.append(f"contrasts that lack a cell: {'; '.join(plan.dropped)}")
     foot += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
     if outlook:
         foot += ["", *_effort(plan, outlook), *_evidence(plan, outlook)]
@@ -98,58 +42,179 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
 
 
 def _rows(plan: Plan, outlook: Outlook | None) -> list[list[str]]:
-    base = plan.costs[plan.reference]
     forecasts = outlook.forecasts if outlook else {}
-    measured = ["s/trial", "MiB"] if forecasts else []
+    measured = ["time/trial", "MiB"] if forecasts else []
     rows = [["cell", *SHOWN, "parameters", f"vs {plan.reference}", "GFLOP/step", *measured]]
     for name, price in plan.costs.items():
         image = plan.cells[name].image
-        mismatch = 100 * (price.parameters / base.parameters - 1)
-        numbers = [f"{price.parameters:,}", f"{mismatch:+.2f}%", f"{price.step_flops / 1e9:,.2f}"]
+        numbers = [
+            f"{price.parameters:,}",
+            f"{_mismatch(plan, name):+.2f}%",
+            f"{price.step_flops / 1e9:,.2f}",
+        ]
         if forecasts:
             expected = forecasts[name]
-            memory = expected.gpu_memory or expected.memory
-            numbers += [f"{expected.seconds:.0f}", f"{memory / 2**20:,.0f}"]
+            about = "~" * (expected.basis == ESTIMATED)
+            numbers += [f"{about}{spell_duration(expected.seconds)}", about + _memory(expected)]
         rows.append([name, *(getattr(image, kind) for kind in SHOWN), *numbers])
     return rows
+
+
+def _mismatch(plan: Plan, name: str) -> float:
+    """Return how many percent more parameters than the reference a cell has."""
+    base = plan.costs[plan.reference].parameters
+    return 100 * (plan.costs[name].parameters / base - 1)
+
+
+def _memory(expected: Forecast) -> str:
+    return f"{(expected.gpu_memory or expected.memory) / MEBIBYTE:,.0f}"
 
 
 def _effort(plan: Plan, outlook: Outlook) -> list[str]:
     """Return what is done, and the time and memory that the rest is predicted to take."""
     lines = []
-    if outlook.done or outlook.done_stages:
-        others = f", and {outlook.done_stages} stages of others" * bool(outlook.done_stages)
-        lines.append(f"in the ledger: {outlook.done} of {len(plan.trials)} trials{others}")
-    if outlook.forecasts:
-        left = plan.trials[outlook.done :]
-        seconds = total_seconds(left, outlook.forecasts, outlook.slots)
-        largest = max(f.gpu_memory or f.memory for f in outlook.forecasts.values())
+    done, stages = count_done(plan, outlook)
+    if done or stages:
+        others = f", and {stages} stages of others" * bool(stages)
+        lines.append(f"in the ledger: {done} of {len(plan.trials)} trials{others}")
+    guessed = {n: f.reason for n, f in outlook.forecasts.items() if f.basis == ESTIMATED}
+    for name, reason in list(guessed.items())[:1]:
+        more = f" (and {len(guessed) - 1} more cells likewise)" * (len(guessed) > 1)
         lines.append(
-            f"predicted: {spell_duration(seconds)} for {len(left)} trials, {outlook.slots} side by "
-            f"side, which need {outlook.slots * largest / 2**20:,.0f} MiB"
+            f"~ estimated from FLOPs and parameters, training only: {name}, as {reason}{more}"
         )
+    if outlook.forecasts and outlook.work:
+        lines.append(
+            f"predicted: {spell_duration(outlook.seconds)} for {len(outlook.work)} trials"
+            f"{f' and {len(outlook.search)} trainings of the search' * bool(outlook.search)}, "
+            f"{outlook.slots} side by side; done by {spell_time(outlook.began, outlook.end)}"
+        )
+        if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):
+            lines.append(
+                f"from a few steps of each cell, measured {outlook.slots} side by side, and from "
+                "finished trials, as if the machine's other work stays what it was"
+            )
+        needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (outlook.needed, outlook.memory))
+        enough = "" if outlook.needed <= outlook.memory else ": TOO MUCH"
+        lines.append(f"memory of trials side by side: {needed} of {there}{enough}")
     return lines
+
+
+def count_done(plan: Plan, outlook: Outlook) -> tuple[int, int]:
+    """Return how many trials are in the ledger, and how many stages of others."""
+    left = sum(len(work.stages) for work in outlook.work)
+    stages = len(plan.stages) * len(outlook.work) - left
+    return len(plan.trials) - len(outlook.work), stages
+
+
+def spell_time(now: datetime.datetime, then: datetime.datetime) -> str:
+    """Return a time of day, with the date if that is another one."""
+    return f"{then:%H:%M}" if now.date() == then.date() else f"{then:%a %d %b %Y, %H:%M}"
 
 
 def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
     """Return the smallest p and the smallest effects that the seeds can show."""
-    share = Rule().primary_share
-    others = len(plan.contrasts) - 1
-    alpha = ALPHA * share if others > 0 else ALPHA
-    words = [f"{detectable_effect(plan.seeds, outlook.deviation, alpha):.2g}% for the primary"]
-    if others > 0:
-        small = detectable_effect(plan.seeds, outlook.deviation, ALPHA * (1 - share) / others)
-        words.append(f"{small:.2g}% for the first of the {others} other contrasts")
+    if not plan.contrasts:
+        return []
     lines = [
         f"with {plan.seeds} seed{'s' * (plan.seeds > 1)} no two-sided sign-flip p can be below "
-        f"{smallest_p(plan.seeds):.3g}"
+        f"{smallest_p(plan.seeds):.3g}; the t test, by which verdicts go, has no such bound"
     ]
-    if plan.seeds > 1 and math.isfinite(outlook.deviation):
+    if plan.seeds > 1:
+        found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+        others = len(plan.contrasts) - ("primary" in found)
+        words = {
+            "primary": "for the primary",
+            "other": f"for the first of {others} other contrasts",
+        }
+        effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in found.items())
         lines.append(
-            f"found four times out of five: an effect of {', '.join(words)} (if improvements vary "
-            f"by {outlook.deviation:.2g}% from seed to seed: {outlook.source})"
+            f"found four times out of five: an effect of {effects} (if improvements vary by "
+            f"{outlook.deviation:.2g}% from seed to seed: {outlook.source})"
         )
     return lines
+
+
+def describe_proposal(
+    plan: Plan, outlook: Outlook, budget: float, proposal: Proposal | None
+) -> str:
+    """Return in words what fits into a budget that the plan exceeds, and what is lost by it."""
+    over = (
+        f"over budget: {spell_duration(outlook.seconds)} predicted, {spell_duration(budget)} given"
+    )
+    if proposal is None:
+        least, seeds = spell_duration(outlook.least(plan)), min(plan.seeds, FEWEST_SEEDS)
+        return (
+            f"{over}\nnothing fits: the primary contrast with {seeds} seeds takes {least}; "
+            "less training (--set steps=N) takes less"
+        )
+    cells = len(plan.cells) - len(proposal.dropped)
+    fits = f"fits: {cells} cells x {proposal.seeds} seeds, {spell_duration(proposal.seconds)}"
+    return "\n".join([over, fits, *_losses(plan, outlook, proposal)])
+
+
+def _losses(plan: Plan, outlook: Outlook, proposal: Proposal) -> Iterable[str]:
+    if proposal.dropped:
+        yield f"  cells left out: {', '.join(proposal.dropped)}"
+    if proposal.lost:
+        yield f"  contrasts that go: {', '.join(proposal.lost)}"
+    contrasts = [c for c in plan.contrasts if c.name not in proposal.lost]
+    before = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+    after = smallest_effects(proposal.seeds, contrasts, outlook.deviation)
+    words = {"primary": "the primary contrast", "other": "the first other contrast"}
+    if plan.seeds != proposal.seeds:
+        yield (
+            f"  smallest sign-flip p: {smallest_p(proposal.seeds):.3g} "
+            f"instead of {smallest_p(plan.seeds):.3g}"
+        )
+    for name in after:
+        yield (
+            f"  smallest effect found four times out of five, {words[name]}: "
+            f"{after[name]:.2g}% instead of {before[name]:.2g}%"
+        )
+
+
+def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
+    """Return the plan as plain data, for programs; seconds and bytes, effects in percent."""
+    done, stages = count_done(plan, outlook)
+    effects = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+    found: dict[str, Any] = {
+        "grid": plan.grid,
+        "size": plan.size,
+        "seeds": plan.seeds,
+        "stages": [stage.name for stage in plan.stages],
+        "cells": {name: _cell(plan, outlook, name) for name in plan.costs},
+        "skipped": plan.skipped,
+        "same": plan.same,
+        "contrasts": [contrast.name for contrast in plan.contrasts],
+        "primary": plan.primary.name if plan.primary else None,
+        "dropped": plan.dropped,
+        "trials": len(plan.trials),
+        "done": done,
+        "done_stages": stages,
+        "slots": outlook.slots,
+        "smallest_sign_flip_p": smallest_p(plan.seeds),
+        "deviation": outlook.deviation,
+        "deviation_source": outlook.source,
+        "smallest_effects": effects if plan.seeds > 1 else {},
+    }
+    if outlook.forecasts:
+        end = outlook.end.astimezone().isoformat(timespec="seconds")
+        found |= {"seconds": outlook.seconds, "end": end}
+        found |= {"memory": outlook.needed, "memory_there": outlook.memory}
+    return found
+
+
+def _cell(plan: Plan, outlook: Outlook, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = dataclasses.asdict(plan.costs[name])
+    found["mismatch"] = _mismatch(plan, name)
+    found["blocks"] = {
+        path: spelling for path, (_, spelling) in plan.cells[name].spellings().items()
+    }
+    if name in outlook.forecasts:
+        expected = outlook.forecasts[name]
+        found |= {"seconds": expected.seconds, **dataclasses.asdict(expected)}
+    return found
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -35,7 +35,17 @@ def device_name() -> str:
     """Return the name of the device that trials train on."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"cpu ({platform.processor() or platform.machine()})"
+    return f"cpu ({processor()})"
+
+
+def processor() -> str:
+    """Return the processor's name, as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_state(directory: Path) -> str:

@@ -49,6 +49,8 @@ def markdown(document: Document) -> str:
 def _markdown_section(section: Section) -> Iterator[str]:
     yield f"## {_plain(section.title)}"
     yield from map(_plain, section.paragraphs)
+    if section.items:
+        yield "\n".join(f"- {_plain(item)}" for item in section.items)
     for picture in section.pictures:
         yield f"![{_plain(picture.caption)}]({picture.stem}.png)"
         yield f"*{_plain(picture.caption)}*"
@@ -57,8 +59,6 @@ def _markdown_section(section: Section) -> Iterator[str]:
         yield _markdown_table(table)
         if table.note:
             yield _plain(table.note)
-    if section.items:
-        yield "\n".join(f"- {_plain(item)}" for item in section.items)
 
 
 def _markdown_table(table: Table) -> str:

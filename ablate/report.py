@@ -25,6 +25,7 @@ from ablate.methods import methods_section, problems_section, provenance_section
 from ablate.opening import opening, stamp
 from ablate.plan import Plan, read_plan
 from ablate.render import html, latex, markdown
+from ablate.search_methods import search_section
 from ablate.sections import (
     attribution_section,
     captions_section,
@@ -53,6 +54,7 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
         *captions_section(plan),
         *examples_section(found),
         *problems_section(plan, ledger, found),
+        *search_section(plan),
         methods_section(plan),
         provenance_section(plan, ledger),
     ]

@@ -62,7 +62,8 @@ class Node:
 class Resources:
     """What each of a trial's ``workers`` gets, and how many trials then run side by side.
 
-    ``memory`` (bytes) is reserved, not enforced. ``note`` says what the user should know.
+    ``memory`` (bytes) is reserved, not enforced. ``note`` says what the user should know, and
+    ``address`` which cluster has them, if it is not this machine.
     """
 
     cpus: float = 1
@@ -71,6 +72,12 @@ class Resources:
     workers: int = 1
     slots: int = 1
     note: str = ""
+    address: str = ""
+
+    @property
+    def threads(self) -> int:
+        """Return how many threads torch gets in each worker."""
+        return max(1, int(self.cpus))
 
 
 def cores() -> int:
@@ -132,7 +139,15 @@ def choose_resources(
             f"{' on its largest node' * (len(nodes) > 1)}"
         )
     slots = min(most // workers, asked.max_concurrent or most)
-    return Resources(cpus=cpus, gpus=share, memory=need, workers=workers, slots=slots, note=note)
+    return Resources(
+        cpus=cpus,
+        gpus=share,
+        memory=need,
+        workers=workers,
+        slots=slots,
+        note=note,
+        address=asked.address,
+    )
 
 
 def _gpus(asked: Scheduling, nodes: Sequence[Node], need: int) -> float:

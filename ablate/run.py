@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
+import dataclasses
+import functools
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,124 +15,35 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ablate import keywords
+from ablate.budget import parse_duration
 from ablate.files import is_disk_error
-from ablate.grids import GRIDS
-from ablate.launch import BAD_USAGE, DONE, INTERRUPTED, Launch, run_study
+from ablate.forecast import ESTIMATED, Forecast, forecast, known
+from ablate.grids import Design
 from ablate.ledger import Ledger
+from ablate.measure import Conditions
+from ablate.mlflow_store import check_store
+from ablate.options import parse_settings, parser, read_scheduling, smaller_command, split_names
+from ablate.outlook import Outlook, make_conditions, make_outlook
+from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
-from ablate.preview import describe
-from ablate.resources import Scheduling
-from ablate.tracking import DEFAULT_STORE, check_store
+from ablate.preview import as_data, describe, describe_proposal
+from ablate.search_request import (
+    FOUND,
+    Request,
+    announce,
+    as_tuned_before,
+    base_grid,
+    declare,
+    read_request,
+)
+from ablate.sequential import choose_looks
 from ablate.workflow import parse_stages
-from assemblies import SIZES
-from blocks import UsageError, default_registry
-from blocks.errors import Parser
+from blocks import Registry, UsageError, default_registry
 
 if TYPE_CHECKING:
     from ablate.study import Study
 
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    top = Parser(
-        prog="python -m ablate.run",
-        description="Plan, run or continue a study, and report. "
-        "The same command again goes on where it stopped.",
-        epilog="example: python -m ablate.run --grid full --seeds 5 --set lr=0.002 "
-        "--plugin my_norm.py",
-    )
-    top.add_argument("--grid", required=True, help=", ".join(GRIDS))
-    top.add_argument("--size", default="nano", help=f"{', '.join(SIZES)} (default nano)")
-    top.add_argument("--seeds", type=int, help="how many (default: the grid's own, mostly 3)")
-    top.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="change a field of the recipe (lr=0.002) or of every cell (image.depth=4); repeatable",
-    )
-    top.add_argument(
-        "--stages",
-        metavar="pretrain,finetune:SET,...",
-        help="what to train on in turn: embedded sets or sources (default: the grid's own)",
-    )
-    top.add_argument(
-        "--primary", default="", metavar="CONTRAST", help="what the study is about (grid's own)"
-    )
-    top.add_argument(
-        "--smallest-effect",
-        type=float,
-        default=1.0,
-        metavar="PERCENT",
-        help="improvements below it are of no interest: equivalent (default 1)",
-    )
-    top.add_argument(
-        "--noise-floor",
-        action=argparse.BooleanOptionalAction,
-        help="train the reference once more under other seeds (default: with 5 cells and more)",
-    )
-    top.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE")
-    top.add_argument("--plan", action="store_true", help="print what would run, and stop")
-    top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
-    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
-    output = top.add_mutually_exclusive_group()
-    output.add_argument(
-        "--quiet",
-        dest="output",
-        action="store_const",
-        const="quiet",
-        default="auto",  # argparse takes the first one's
-        help="print nothing but warnings, errors, and the report's path",
-    )
-    output.add_argument(
-        "--json",
-        dest="output",
-        action="store_const",
-        const="json",
-        help="print an object a line, for programs",
-    )
-    add_scheduling(top)
-    return top
-
-
-def add_scheduling(top: argparse.ArgumentParser) -> None:
-    """Add what a trial gets of the machine, or of which cluster."""
-    group = top.add_argument_group("scheduling", "changes no result; see docs/cluster.md")
-    for flag, kind, words in (
-        ("gpus", float, "0.25: four trials share a GPU; 4: a trial trains on four (by memory)"),
-        ("cpus", float, "cores of a trial (default: so that none is idle)"),
-        ("workers", int, "processes that train one trial together (default: one per GPU)"),
-    ):
-        group.add_argument(f"--{flag}-per-trial", type=kind, metavar="NUMBER", help=words)
-    group.add_argument(
-        "--max-concurrent", type=int, metavar="NUMBER", help="trials side by side, at most"
-    )
-    group.add_argument(
-        "--address", default="", metavar="HOST:PORT", help="a running Ray cluster's, or auto"
-    )
-
-
-def parse_settings(given: Sequence[str]) -> dict[str, Any]:
-    """Return ``field=value`` texts as a mapping; values are Python literals, else text."""
-    settings: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set {text!r}: write FIELD=VALUE, as in --set lr=0.002")
-        if name in settings:
-            raise UsageError(f"--set {name!r} is given twice")
-        settings[name] = parse_value(value)
-    return settings
-
-
-def parse_value(text: str) -> Any:
-    """Return a Python literal, a number such as inf, or else the text itself."""
-    for read in (ast.literal_eval, float):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
+DONE, BAD_USAGE, INTERRUPTED = 0, 2, 130
 
 
 def make_console(output: str = "auto") -> Console:
@@ -139,8 +51,9 @@ def make_console(output: str = "auto") -> Console:
 
     It says nothing if the output is not for a person to read.
     """
-    console = Console(quiet=output != "auto")
-    return console if console.is_terminal else Console(width=200)
+    quiet = output != "auto"
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=200, quiet=quiet)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,39 +77,132 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, console: Console) -> int:
-    directory = study_directory(options)
+    request = read_request(options)
+    ledger = Ledger(study_directory(options))
     check_store(options.mlflow)
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
-    settings: Mapping[str, Any] = parse_settings(options.set)
     registry = default_registry(plugins)
-    sources = None if options.stages is None else parse_stages(options.stages)
-    scheduling = Scheduling(**{f.name: getattr(options, f.name) for f in fields(Scheduling)})
-    declared = Declared(
-        primary=options.primary,
-        noise=options.noise_floor,
-        smallest_effect=options.smallest_effect,
-    )
-    plan = make_plan(
-        options.grid, options.size, options.seeds, settings, registry, sources, declared
-    )
-    console.print(describe(plan), highlight=False, markup=False)
+    budget = None if options.budget is None else parse_duration(options.budget)
+    conditions = make_conditions(read_scheduling(options), plugins)
+    walks = request is not None and request.over == "blocks"
+    plan = _plan(options, registry, base_grid if walks else options.grid)
+    plan = plan if request is None else declare(request, plan)
+    ahead = as_tuned_before(plan, parse_settings(options.set), ledger, registry)
+    forecasts = _forecast(ahead, ledger, registry, conditions, options)
+    outlook = make_outlook(ahead, ledger, conditions, forecasts, options.deviation)
+    refusal = _present(ahead, outlook, budget, options, console)
     if options.plan:
         return DONE
+    if refusal:
+        raise UsageError(refusal)
+    return _run(request, plan, ledger, registry, plugins, options, console, forecasts)
+
+
+def _run(
+    request: Request | None,
+    plan: Plan,
+    ledger: Ledger,
+    registry: Registry,
+    plugins: tuple[str, ...],
+    options: argparse.Namespace,
+    console: Console,
+    forecasts: Mapping[str, Forecast],
+) -> int:
+    """Run or continue the plan, after its search if it has one; return the exit code."""
+    from ablate.launch import Launch, run_study  # with all that draws; a plan does without
+
+    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
         output=options.output,
-        scheduling=scheduling,
+        scheduling=read_scheduling(options),
+        memory=max((f.memory for f in sound), default=0),
+        gpu_memory=max((f.gpu_memory for f in sound), default=0),
     )
-    return run_study(plan, Ledger(directory), launch, console)
+    if request is None:
+        return run_study(plan, ledger, launch, console)
+    from ablate.search_command import Searching, run_searched  # with Optuna
+
+    searching = Searching(
+        request=request,
+        ledger=ledger,
+        launch=launch,
+        registry=registry,
+        console=console,
+        settings=parse_settings(options.set),
+        replan=functools.partial(_plan, options, registry),
+        confirms=options.seeds is not None,
+    )
+    return run_searched(searching, plan)
+
+
+def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -> Plan:
+    """Return the plan that the command means, of a grid by name or design."""
+    declared = Declared(
+        primary=options.primary,
+        noise=options.noise_floor,
+        smallest_effect=options.smallest_effect,
+        looks=choose_looks(options.race, options.looks, options.seeds),
+        cells=split_names(options.cells),
+    )
+    settings: Mapping[str, Any] = parse_settings(options.set)
+    sources = None if options.stages is None else parse_stages(options.stages)
+    return make_plan(grid, options.size, options.seeds, settings, registry, sources, declared)
+
+
+def _present(
+    plan: Plan,
+    outlook: Outlook,
+    budget: float | None,
+    options: argparse.Namespace,
+    console: Console,
+) -> str:
+    """Print the plan, and a smaller one where it exceeds the budget; return why it may not run."""
+    over = budget if budget is not None and outlook.seconds > budget else None
+    proposal = None if over is None else outlook.propose(plan, over)
+    command = "" if proposal is None else smaller_command(options.arguments, proposal)
+    if options.plan and options.output == "json":
+        found = as_data(plan, outlook) | {"budget": budget, "fits": over is None}
+        found["proposal"] = proposal and {**dataclasses.asdict(proposal), "command": command}
+        print(json.dumps(found))
+    say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    if plan.search:
+        say(announce(plan))
+    say(describe(plan, outlook))
+    if over is None:
+        return ""
+    say(f"\n{describe_proposal(plan, outlook, over, proposal)}\n{command}")
+    instead = f"this fits: {command}" if command else "no design of it fits"
+    return f"the study is predicted to exceed --budget {options.budget}; {instead}"
+
+
+def _forecast(
+    plan: Plan,
+    ledger: Ledger,
+    registry: Registry,
+    conditions: Conditions,
+    options: argparse.Namespace,
+) -> dict[str, Forecast]:
+    """Return forecasts: a run without a budget does not wait for any."""
+    if not options.plan and options.budget is None:
+        return known(plan, ledger, registry, conditions)
+    console = Console(stderr=True, quiet=options.output != "auto")
+    with console.status("") as status:
+
+        def say(text: str) -> None:
+            status.update(text) if console.is_terminal else console.print(text, highlight=False)
+
+        measuring = not options.no_measure
+        return forecast(plan, ledger, registry, conditions, measuring=measuring, say=say)
 
 
 def study_directory(options: argparse.Namespace) -> Path:
     """Return the study's directory; raises `UsageError` where there can be none."""
     if options.study == "":
         raise UsageError("--study is empty; name a directory")
-    directory = Path(options.study or f"studies/{options.grid}-{options.size}")
+    directory = Path(options.study or f"studies/{options.grid or FOUND}-{options.size}")
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"--study {str(directory)!r} is a file; name a directory")
     return directory
@@ -214,8 +220,8 @@ class _Command(ModuleType):
     So a function `ablate.run` would be hidden as soon as anything imports the module of that name.
     """
 
-    def __call__(self, grid: str, **flags: Any) -> Study | None:
-        """Run the command from Python and return the study; None after ``plan=True``.
+    def __call__(self, grid: str | None = None, **flags: Any) -> Study | None:
+        """Run the command from Python and return the study; None where there is none yet.
 
         Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
         ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
@@ -227,7 +233,9 @@ class _Command(ModuleType):
         options = keywords.parse(top, arguments)
         options.arguments = arguments
         _main(options, make_console(options.output))
-        return None if options.plan else Study.open(study_directory(options))
+        directory = study_directory(options)
+        ran = not options.plan and (directory / FILE).exists()  # a walk alone is no study
+        return Study.open(directory) if ran else None
 
 
 sys.modules[__name__].__class__ = _Command

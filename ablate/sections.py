@@ -89,7 +89,8 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
     for contrast in contrasts:
         own = [by_name[contrast.name, prefix + metric] for metric in METRICS]
         suffix = " (primary)" if contrast.primary else " (A/A)" if contrast == plan.noise else ""
-        numbers = (f"{own[-1].correlation:+.2f}" if math.isfinite(own[-1].correlation) else "-",)
+        paired = math.isfinite(own[-1].correlation) and contrast != plan.noise
+        numbers = (f"{own[-1].correlation:+.2f}" if paired else "-",)
         rows.append(
             (contrast.name + suffix, *map(shown, own), *numbers, str(len(own[-1].seeds)),
              verdict_words(own[-1]))
@@ -203,7 +204,7 @@ def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
         seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
         rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
     return Table(
-        title=stage.name,
+        title=f"Cells: {stage.name}",
         header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
                 "CoCa loss of the last weights", "seeds", "parameters", "train s"),
         rows=rows,

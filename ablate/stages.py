@@ -4,8 +4,10 @@ Pretraining writes into the directory itself, each fine-tuning into a folder of 
 ``curve.jsonl`` (metrics by step), ``checkpoint.pt`` while it runs, and at the end ``model/`` (the
 best on validation, a checkpoint folder), ``examples.safetensors`` (its losses by held-out pair) and
 ``result.json``. Killed at any moment, a trial goes on from its checkpoint with the numbers that it
-would have had. On several ranks the first one alone writes; the others yield as often as it does,
-and wait for it at the end of a stage.
+would have had. A stage of a search leaves no model and no losses by pair: nothing of it is tested.
+
+On several ranks the first one alone writes; the others yield as often as it does, and wait for it
+at the end of a stage.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
 def _conclude(training: Training, folder: Path) -> Metrics:
     """Test the best model and write it with its record; returns the metrics."""
     final = training.finish()
-    training.write_model(folder)
+    if not training.stage.is_search:
+        training.write_model(folder)
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return final
@@ -91,7 +94,7 @@ def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
         found = read_json(folder / "result.json")
     except UsageError:
         return None
-    whole = isinstance(found, dict) and (folder / "model" / CONFIG).exists()
+    whole = isinstance(found, dict) and (stage.is_search or (folder / "model" / CONFIG).exists())
     return found if whole and found.get("key") == stage.key else None
 
 

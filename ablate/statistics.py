@@ -5,13 +5,13 @@ Pure functions of numbers: what is compared with what is said in `ablate.effects
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 ALPHA = 0.05
 CONFIDENCE = 1 - ALPHA
@@ -20,9 +20,9 @@ EXACT_PAIRS = 16  # 2^16 sign patterns are enumerated in a moment; beyond, the t
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
     """Return how many standard errors a two-sided t interval reaches to either side."""
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))
 
 
 def standard_error(values: Values) -> float:
@@ -45,7 +45,7 @@ def one_sided_p(values: Values, above: float) -> float:
     gap, error = float(values.mean()) - above, standard_error(values)
     if error == 0:
         return 0.0 if gap > 0 else 1.0
-    return float(stats.t.sf(gap / error, len(values) - 1))
+    return float(special.stdtr(len(values) - 1, -gap / error))
 
 
 def t_test_p(values: Values) -> float:
@@ -59,16 +59,17 @@ def equivalence_p(values: Values, margin: float) -> float:
 
 
 def sign_flip_p(values: Values) -> float:
-    """Return the two-sided p of the mean under random signs; at least 2 / 2^n with n values."""
-    n = len(values)
-    if n == 0:
-        return 1.0
-    if n > EXACT_PAIRS:
+    """Return the two-sided p of the mean under random signs; at least 2 / 2^n with n values.
+
+    Exact where either sign of a value is as likely without an effect, whatever its distribution.
+    """
+    if len(values) > EXACT_PAIRS:
         return t_test_p(values)
-    signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-    sums = np.abs(signs @ values)
-    as_extreme = np.count_nonzero(sums >= abs(float(values.sum())) * (1 - 1e-12))
-    return as_extreme / len(sums)
+    sums = np.zeros(1)
+    for value in values:  # both signs of each value: 2^n sums in the end
+        sums = np.concatenate((sums + value, sums - value))
+    rounding = 1e-12 * float(np.abs(values).sum())
+    return int((np.abs(sums) >= abs(sums[0]) - rounding).sum()) / len(sums)
 
 
 def smallest_p(seeds: int) -> float:
@@ -122,7 +123,7 @@ def detectable_effect(
     if seeds < 2 or not math.isfinite(deviation):
         return math.inf
     # Above this bound the t statistic clears its critical value with near certainty.
-    most = 20 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
+    most = 4 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
 
     def shortfall(effect: float) -> float:
         return power(effect, seeds, 1.0, alpha) - wanted
@@ -130,12 +131,29 @@ def detectable_effect(
     return deviation * float(optimize.brentq(shortfall, 0.0, most, xtol=1e-9))
 
 
-def clustered_error(values: Values, clusters: Values) -> tuple[float, float, float]:
-    """Return standard errors of the mean of values [seeds n]: over seeds, over clusters, over both.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clustered:
+    """A mean with standard errors over seeds, over clusters of examples, and over both.
 
-    ``clusters`` [n] numbers the examples that belong together. The last one is for other seeds and
-    other examples (two-way clustering: Cameron, Gelbach and Miller 2011; for evaluations:
-    arXiv 2411.00640).
+    The interval, with so many degrees of ``freedom``, is for other seeds and other examples.
+    """
+
+    estimate: float
+    seed_error: float
+    example_error: float
+    error: float
+    freedom: float
+    low: float
+    high: float
+
+
+def clustered_interval(values: Values, clusters: Values) -> Clustered:
+    """Return the mean of values [seeds n] for other seeds and other examples.
+
+    ``clusters`` [n] numbers the examples that belong together. The variance is that of seeds and
+    that of clusters less what both contain (two-way clustering: Cameron, Gelbach and Miller 2011;
+    for evaluations: arXiv 2411.00640), its degrees of freedom are Satterthwaite's: those of the
+    fewer of the two would make intervals of three seeds hold always where examples vary most.
     """
     gaps = values - values.mean()
     members = np.unique(clusters, return_inverse=True)[1]
@@ -150,4 +168,16 @@ def clustered_error(values: Values, clusters: Values) -> tuple[float, float, flo
         variance(sums) for sums in (by_both.sum(axis=1), by_both.sum(axis=0), by_both.ravel())
     )
     two_way = max(seeds + examples - both, seeds, examples)  # the difference may come out too small
-    return math.sqrt(seeds), math.sqrt(examples), math.sqrt(two_way)
+    free = [max(1, count - 1) for count in by_both.shape]
+    spread = seeds**2 / free[0] + examples**2 / free[1] + both**2 / (free[0] * free[1])
+    freedom = max(two_way**2 / spread, min(free)) if spread else min(free)
+    mean, half = float(values.mean()), t_quantile(freedom) * math.sqrt(two_way)
+    return Clustered(
+        estimate=mean,
+        seed_error=math.sqrt(seeds),
+        example_error=math.sqrt(examples),
+        error=math.sqrt(two_way),
+        freedom=freedom,
+        low=mean - half,
+        high=mean + half,
+    )

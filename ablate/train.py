@@ -253,8 +253,12 @@ class Training:
     def finish(self) -> Metrics:
         """Look at the test split, once: with the last weights, then with the best on validation.
 
-        Names say which: ``last/coca`` and ``test/coca``.
+        Names say which: ``last/coca`` and ``test/coca``. A search has its best validation loss.
         """
+        ran: Metrics = {"best_step": self.state.best_step, "last_step": self.state.step}
+        ran["train_seconds"] = self.state.seconds
+        if self.stage.is_search:
+            return {f"val/{SELECTION}": self.state.best, **ran}
         last = {} if self.state.best_step == self.state.step else self.measure("test")
         self.model.load_state_dict(self.state.best_model)
         metrics = self.measure("test")
@@ -263,8 +267,7 @@ class Training:
             captioner = Captioner(self.model, self.data.tokenizer)
             metrics |= evaluate_captions(captioner, self.data.pairs, "test")
         found |= {f"test/{k}": v for k, v in metrics.items()}
-        ran = {"best_step": self.state.best_step, "last_step": self.state.step}
-        return {**found, **ran, "train_seconds": self.state.seconds}
+        return {**found, **ran}
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint, whole or not at all."""

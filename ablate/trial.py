@@ -24,6 +24,7 @@ from assemblies.config import to_dict as cell_to_dict
 from blocks import Registry, UsageError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
+SEARCH = "search"  # a pretraining that is judged by its validation loss and never tested
 PLACES = ("data", "initial", "tokenizer")
 CODE = {  # the modules whose source enters every trial's key, by package
     "ablate": "caption_metrics captioner evaluate examples optimize stages train",
@@ -37,7 +38,7 @@ MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One training phase of a trial: ``pretrain`` or ``finetune:SET``; ``key`` is its result's.
+    """One training phase: ``pretrain``, ``finetune:SET`` or ``search``; ``key`` is its result's.
 
     ``origin`` is the hash of the checkpoint that pretraining starts from, if it does.
     """
@@ -52,6 +53,11 @@ class Stage:
     def is_finetuning(self) -> bool:
         """Return whether the stage starts from the pretrained checkpoint."""
         return self.name.startswith(FINETUNE)
+
+    @property
+    def is_search(self) -> bool:
+        """Return whether the stage belongs to a search: the test split is not looked at."""
+        return self.name == SEARCH
 
     @property
     def prefix(self) -> str:

@@ -5,80 +5,147 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from pathlib import Path
-from urllib.parse import quote
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from ablate.tracking import DEFAULT_STORE, EXPERIMENT, MLFLOW_ENVIRONMENT, absolute_store
+from ablate.mlflow_store import (
+    DEFAULT_STORE,
+    MLFLOW_ENVIRONMENT,
+    SERVERS,
+    StoreError,
+    absolute_store,
+    check_store,
+    connect,
+    explain,
+    find_experiment,
+    shown_store,
+    sqlite_file,
+)
+from ablate.shared_view import (
+    LOADED,
+    MAX_COMPARED,
+    TAG,
+    compare_link,
+    runs_filter,
+    runs_link,
+    view_key,
+    view_link,
+)
 from blocks import UsageError
 from blocks.errors import Parser
 
-
-def runs_link(base: str, experiment: str) -> str:
-    """Return a link to the trials' table.
-
-    It sorts by a metric, since MLflow hides children under their parents in any other order.
-    """
-    trials = quote("tags.`ablate.role` = 'trial'", safe="")
-    order = quote("metrics.`test/coca`", safe="")
-    return (
-        f"{base}/#/experiments/{experiment}/runs?searchFilter={trials}"
-        f"&orderByKey={order}&orderByAsc=true"
-    )
-
-
-def find_experiment(store: str) -> str:
-    """Return the experiment's id in a sqlite store; raises `UsageError` where there is none."""
-    path = Path(store.removeprefix("sqlite:///"))
-    if not path.is_file():
-        raise UsageError(f"there is no MLflow store at {str(path)!r} yet; run a study first")
-    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as database:
-        query = "select experiment_id from experiments where name = ?"
-        row = database.execute(query, (EXPERIMENT,)).fetchone()
-    if row is None:
-        raise UsageError(f"the MLflow store {str(path)!r} holds no study yet; run one first")
-    return str(row[0])
+STUDIES = 3  # how many of the latest ones get links of their own
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
     store = absolute_store(options.mlflow)
+    is_server = store.startswith(SERVERS)
     try:
-        if store.startswith(("http://", "https://")):
-            raise UsageError(f"{store!r} is a server with a UI of its own; open it in a browser")
-        if not store.startswith("sqlite:///"):
-            raise UsageError(f"cannot open {options.mlflow!r}; write sqlite:///FILE.db")
-        if not 1 <= options.port <= 65535:
-            raise UsageError(f"--port must be from 1 to 65535, got {options.port}")
-        if busy(options.port):
-            raise UsageError(f"port {options.port} is in use; choose another with --port")
-        experiment = find_experiment(store)
-    except UsageError as error:
+        _check(options.mlflow, options.port)
+        base = store.rstrip("/") if is_server else f"http://127.0.0.1:{options.port}"
+        shown = list(links(options.mlflow, base))
+    except (UsageError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    base = f"http://127.0.0.1:{options.port}"
-    print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:", flush=True)
-    print(f"  studies, their trials below them: {base}/#/experiments/{experiment}/runs", flush=True)
-    print(f"  all trials, best first: {runs_link(base, experiment)}", flush=True)
-    return serve(store, options.port)
+    if is_server:
+        print(f"{shown_store(store)} is a server with a UI of its own:")
+    else:
+        print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:")
+    print("\n".join(shown), flush=True)
+    return 0 if is_server else serve(store, options.port)
 
 
 def parser() -> Parser:
     """Return the command line."""
     top = Parser(
         prog="python -m ablate.ui",
-        description="Open the MLflow UI on the store that studies are logged to, on loopback only.",
+        description="Open the MLflow UI on the store that studies are logged to, on loopback only, "
+        "and print links to the latest studies' views.",
         epilog="example: python -m ablate.ui --port 5001",
     )
-    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI", help="a sqlite store")
+    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI", help="a store or a server")
     top.add_argument("--port", type=int, default=5000)
     return top
+
+
+def _check(uri: str, port: int) -> None:
+    """Raise `UsageError` where no UI can be opened."""
+    check_store(uri)
+    store = absolute_store(uri)
+    file = sqlite_file(store)
+    if file is not None and not file.is_file():
+        raise UsageError(f"there is no MLflow store at {str(file)!r} yet; run a study first")
+    if store.startswith("databricks"):
+        raise UsageError(f"{uri!r} has a UI of its own; open the workspace in a browser")
+    if not 1 <= port <= 65535:
+        raise UsageError(f"--port must be from 1 to 65535, got {port}")
+    if not store.startswith(SERVERS) and busy(port):
+        raise UsageError(f"port {port} is in use; choose another with --port")
+
+
+def links(uri: str, base: str) -> Iterator[str]:
+    """Yield lines with links into the UI: the latest studies first, then all of the store.
+
+    Raises `UsageError` where the store holds no study, `StoreError` where it does not answer.
+    """
+    store = shown_store(absolute_store(uri))
+    client = connect(uri, lambda text: print(text, file=sys.stderr))
+    try:
+        experiment = find_experiment(client, uri)
+        chosen = "tags.`ablate.role` = 'study'"
+        order = ["attributes.start_time DESC"]
+        studies = experiment and client.search_runs(
+            [experiment], chosen, max_results=STUDIES, order_by=order
+        )
+        if not experiment or not studies:
+            raise UsageError(f"the MLflow store {store!r} holds no study yet; run one first")
+        tags = client.get_experiment(experiment).tags
+        for study in studies:
+            yield from _study_links(client, base, study, tags)
+    except (UsageError, StoreError):
+        raise
+    except Exception as error:  # any database or network error, of any backend
+        raise StoreError(f"MLflow store {store}: {explain(error)}") from error
+    yield f"  all studies, their trials below them: {base}/#/experiments/{experiment}/runs"
+    every = "tags.`ablate.role` = 'trial' and tags.`ablate.current` = 'true'"
+    yield f"  all trials, best first: {runs_link(base, experiment, every)}"
+
+
+def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> Iterator[str]:
+    """Yield links to a study's cells, trials, effects and report; plain ones if it has no view."""
+    experiment, parent = study.info.experiment_id, study.info.run_id
+    first = client.search_runs(
+        [experiment],
+        runs_filter(parent),
+        max_results=MAX_COMPARED,
+        order_by=["params.`pair` ASC"],  # as many of each cell; the best ones would flatter
+    )
+    runs = [run.info.run_id for run in first]
+    plain = {
+        "trial": runs_link(base, experiment, runs_filter(parent)),
+        "effect": runs_link(base, experiment, runs_filter(parent, "effect"), "coca/p_adjusted"),
+    }
+    ready = {
+        role: view_link(base, experiment, parent, role)
+        for role in plain
+        if TAG + view_key(parent, role) in tags
+    }
+    found = plain | ready
+    done = int(study.data.tags.get("ablate.trials", "0").split()[0])
+    shown = f" (the first {LOADED} of {done} trials)" if done > LOADED else ""
+    of = f"{MAX_COMPARED} of its trials" if done > MAX_COMPARED else "trials"
+    yield f"  study {study.info.run_name}"
+    yield f"    cells compared{shown}: {found['trial']}"
+    yield f"    {of} side by side: {compare_link(base, experiment, runs)}"
+    yield f"    effects: {found['effect']}"
+    run = f"{base}/#/experiments/{experiment}/runs/{parent}"
+    yield f"    report: {run}/artifacts/report/report.html"
 
 
 def busy(port: int) -> bool:

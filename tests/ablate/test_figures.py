@@ -12,11 +12,10 @@ from matplotlib.colors import to_hex
 from studies import HOSTILE, finish, planned, write_result
 
 from ablate import cell_figures, figures
-from ablate.effects import effect, improvements
-from ablate.effects import Rule
+from ablate.effects import Rule, effect, improvements
 from ablate.figures import draw_figures
 from ablate.findings import FINETUNED, METRICS, Findings, make_findings, stage_losses
-from ablate.ink import INK, INKS, MUTED, ZONE
+from ablate.ink import INK, INKS, MUTED, ZONE, save
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.statistics import t_interval
@@ -201,6 +200,7 @@ def test_finetunings_have_a_forest_of_their_own(shapes: str, tmp_path: Path) -> 
     assert mean in [one.get_xdata()[0] for one in panel.lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_few_seeds_draw_without_intervals(seeds: int, shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=seeds)
@@ -223,6 +223,7 @@ def test_losses_that_are_no_numbers_are_left_out(shapes: str, tmp_path: Path) ->
     assert labels == {"seed 0", "seed 2", "mean"}
 
 
+@pytest.mark.slow
 def test_drawings_are_reproducible_and_in_our_inks_only(full: Made, tmp_path: Path) -> None:
     plan, ledger, found = full
     first = {p.name: p.read_bytes() for p in draw_figures(plan, ledger, found)}
@@ -238,9 +239,10 @@ def test_drawings_are_reproducible_and_in_our_inks_only(full: Made, tmp_path: Pa
 def test_hostile_names_are_drawn_as_they_are(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=3, rename={"baseline+rope": HOSTILE})
     finish(plan, ledger)
-    drawn = draw_figures(plan, ledger, make_findings(plan, ledger))
-    content = next(p for p in drawn if p.name == "curves.svg").read_text(encoding="utf-8")
-    words = ["".join(text.itertext()) for text in ET.fromstring(content).iter() if "text" in text.tag]
+    content = save(cell_figures.curves(plan, ledger), tmp_path / "a.svg").read_text("utf-8")
+    words = [
+        "".join(text.itertext()) for text in ET.fromstring(content).iter() if "text" in text.tag
+    ]
     assert HOSTILE in words
 
 

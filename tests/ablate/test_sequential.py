@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ablate.sequential import check_looks, level, sequential_p, spent, weights
+from ablate.sequential import check_looks, level, sequential_p, spent, usual_looks, weights
 from ablate.statistics import t_interval, t_test_p
 from blocks import UsageError
 
@@ -15,7 +15,7 @@ def test_alpha_is_spent_over_the_looks_and_no_more() -> None:
     assert sum(parts) == pytest.approx(0.05, abs=1e-4)
     assert parts == sorted(parts)  # early looks spend little
     assert weights(LOOKS).sum() == pytest.approx(1)
-    assert weights(LOOKS) == pytest.approx(np.array([9, 16, 39]) / 64)
+    assert weights(LOOKS) == pytest.approx(np.array([81, 544, 3471]) / 4096)
 
 
 def test_p_over_all_looks_is_uniform_without_an_effect() -> None:
@@ -53,3 +53,11 @@ def test_other_looks_are_refused(looks: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match="looks must be"):
         check_looks(looks)
     assert check_looks([3, 5]) == (3, 5)
+
+
+def test_usual_looks_end_with_the_seeds_asked_for() -> None:
+    found = {last: usual_looks(last) for last in (4, 5, 6, 8, 10, 20)}
+    assert found == {4: (3, 4), 5: (3, 5), 6: (3, 6), 8: (3, 5, 8), 10: (3, 5, 10),
+                     20: (3, 5, 8, 12, 20)}  # fmt: skip
+    with pytest.raises(UsageError, match="looks must be"):
+        usual_looks(3)

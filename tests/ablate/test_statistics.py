@@ -14,7 +14,7 @@ from statsmodels.stats.weightstats import ttost_paired
 
 from ablate.statistics import (
     adjust_family,
-    clustered_error,
+    clustered_interval,
     detectable_effect,
     equivalence_p,
     holm,
@@ -150,7 +150,8 @@ def test_adjusted_p_reject_what_the_graphical_procedure_rejects() -> None:
 
 def test_clustered_errors_agree_with_statsmodels() -> None:
     clusters = np.arange(40) // 3
-    by_seed, by_cluster, both = clustered_error(NOISE, clusters)
+    found = clustered_interval(NOISE, clusters)
+    by_seed, by_cluster, both = found.seed_error, found.example_error, found.error
     seed = np.repeat(np.arange(6), 40)
     member = np.tile(clusters, 6)
 

@@ -1,48 +1,90 @@
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
+import browser
 import pytest
+from samples import SMALL, shapes_rows, write_shard
 
-from ablate.ui import busy, find_experiment, main, runs_link
+from ablate import sync
+from ablate.ledger import Ledger
+from ablate.plan import Plan, write_plan
+from ablate.planner import make_plan
+from ablate.provenance import launch_note
+from ablate.report import write_report
+from ablate.shared_view import compare_link, runs_filter, runs_link
+from ablate.stages import run_trial
+from ablate.ui import busy, main
+from blocks import default_registry
+
+BASE = "http://127.0.0.1:5000"
 
 
 def test_without_a_store_it_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
-    assert "run a study first" in capsys.readouterr().err
+    cases = {
+        ("--mlflow", f"sqlite:///{tmp_path}/mlflow.db"): "run a study first",
+        ("--mlflow", "", "--port", "5999"): "write sqlite:///FILE.db",
+        ("--mlflow", "databricks"): "has a UI of its own",
+        ("--mlflow", "http://127.0.0.1:9"): "does not answer (Connection refused)",
+    }
+    for arguments, message in cases.items():
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert main(["--mlflow", "", "--port", "5999"]) == 2
-    assert "write sqlite:///FILE.db" in capsys.readouterr().err
-    assert main(["--port", "99999"]) == 2
+    (tmp_path / "mlflow.db").touch()
+    store = ("--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
+    assert main([*store, "--port", "99999"]) == 2
     assert "--port must be from 1 to 65535" in capsys.readouterr().err
-    assert main(["--mlflow", "http://example.invalid"]) == 2
-    assert "is a server with a UI of its own" in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main([*store, "--port", str(taken.getsockname()[1])]) == 2
+    assert "is in use" in capsys.readouterr().err
 
 
-def test_the_link_sorts_by_a_metric_so_that_children_show() -> None:
-    link = runs_link("http://127.0.0.1:5000", "3")
-    assert link.startswith("http://127.0.0.1:5000/#/experiments/3/runs?searchFilter=tags.%60ablate")
-    assert "orderByKey=metrics.%60test%2Fcoca%60" in link
+def test_links_sort_by_a_metric_so_that_children_show() -> None:
+    link = runs_link(BASE, "3", runs_filter("0123"))
+    page, _, query = link.partition("?")
+    assert page == f"{BASE}/#/experiments/3/runs"
+    assert parse_qs(query)["orderByKey"] == ["metrics.`test/coca`"]
+    assert "tags.`mlflow.parentRunId` = '0123'" in parse_qs(query)["searchFilter"][0]
+    compared = unquote(compare_link(BASE, "3", ["a", "b"]))
+    assert compared == BASE + '/#/compare-runs?runs=["a", "b"]&experiments=["3"]'
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_the_ui_answers_on_loopback_and_leaves_nothing(
-    tmp_path: Path, stop: signal.Signals
-) -> None:
-    from mlflow import MlflowClient
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str]:
+    """Return a small study's plan and the URI of a store that has it and its report."""
+    folder = tmp_path_factory.mktemp("logged")
+    data = f"webdataset:{write_shard(folder / 'shapes.tar', shapes_rows())}"
+    short = {"steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch": 16, "data": data}
+    plan = make_plan("paper", "nano", 2, {**SMALL, **short}, default_registry(), [])
+    ledger = Ledger(folder / "small-study")
+    write_plan(plan, ledger.directory, launch_note([]))
+    for trial in plan.trials:
+        for _ in run_trial(trial, ledger.folder(trial), default_registry()):
+            pass
+    write_report(plan, ledger)
+    store = f"sqlite:///{folder}/mlflow.db"
+    assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
+    return plan, store
 
-    store = f"sqlite:///{tmp_path}/mlflow.db"
-    created = MlflowClient(tracking_uri=store).create_experiment("coca-blocks")
-    assert find_experiment(store) == created
+
+@contextmanager
+def opened(store: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[dict[str, str]]:
+    """Run the UI as a user does; yields the links that it prints, by what they are for."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -50,8 +92,14 @@ def test_the_ui_answers_on_loopback_and_leaves_nothing(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            assert f"http://127.0.0.1:{port}" in server.stdout.readline()
+            links: dict[str, str] = {}
+            while "all trials" not in str(links):
+                line = server.stdout.readline()
+                assert line, "the UI ended"
+                if found := re.fullmatch(r" *(.*?): (http\S+)\n", line):
+                    links[found[1]] = found[2]
             assert answers(f"http://127.0.0.1:{port}/health") == "OK"
+            yield links
         finally:
             server.send_signal(stop)
             try:
@@ -59,6 +107,47 @@ def test_the_ui_answers_on_loopback_and_leaves_nothing(
             finally:
                 server.kill()
     assert not busy(port)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_ui_answers_on_loopback_and_leaves_nothing(
+    logged: tuple[Plan, str], stop: signal.Signals
+) -> None:
+    with opened(logged[1], stop) as links:
+        assert all(link.startswith("http://127.0.0.1:") for link in links.values())
+        assert "viewStateShareKey=trials-" in links["cells compared"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "there is a browser")
+def test_a_browser_shows_cells_comparison_effects_and_report(logged: tuple[Plan, str]) -> None:
+    plan, store = logged
+    with opened(store) as links, browser.Browser() as window:
+        window.open(links["cells compared"])
+        cells = [f"Group: {name}" for name in plan.cells]
+        window.wait(*cells, "4 matching runs", "test/coca", "val/coca", "train/loss")
+        window.wait("grr seed 1")
+        window.scroll_to("train/loss")
+        window.wait("Parallel Coordinates")
+        window.open(links["cells compared"].replace("&compareRunsMode=CHART", ""))
+        window.wait(*cells, "Group by: cell", "test/perplexity")
+        window.click("grr seed 1")
+        window.wait("Artifacts", "image.norm", "rmsnorm")
+        window.open(links["trials side by side"])
+        window.wait("Comparing 4 Runs", "Parallel Coordinates Plot", *plan.cells)
+        window.click("Box Plot")
+        window.wait("X-axis")
+        window.open(links["effects"])
+        window.wait("baseline -> grr", "coca/estimate", "ablate.verdict", "too few seeds")
+        window.open(links["report"])
+        window.wait("Study small-study: grid paper", "Claimed and measured")
+        window.open(links["report"].removesuffix("/report/report.html"))
+        window.wait("report")
+        window.click("report")
+        window.wait("report.html")
+        window.click("report.html")
+        window.wait("Study small-study: grid paper", "Claimed and measured")
 
 
 def answers(url: str) -> str:

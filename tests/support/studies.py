@@ -35,12 +35,14 @@ def planned(
     seeds: int = 6,
     sources: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
-    declared: Declared = Declared(),
+    declared: Declared | None = None,
 ) -> tuple[Plan, Ledger]:
     """Plan a study of small cells and write the plan, cells under other names if asked."""
     settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
                 "evaluation_batch": 16}  # fmt: skip
-    plan = make_plan(grid, "nano", seeds, settings, default_registry(), sources, declared)
+    plan = make_plan(
+        grid, "nano", seeds, settings, default_registry(), sources, declared or Declared()
+    )
     write_plan(plan, directory, LAUNCH)
     text = (directory / FILE).read_text(encoding="utf-8")
     for old, new in (rename or {}).items():
@@ -91,7 +93,8 @@ def write_result(
     losses = torch.tensor(random.normal(4 * scale, 1, 40))
     groups = torch.arange(40) // 2
     write_examples(
-        {"caption": losses, "contrastive": losses + 1, "group": groups, "batch": groups // 4}, folder
+        {"caption": losses, "contrastive": losses + 1, "group": groups, "batch": groups // 4},
+        folder,
     )
     write_json(folder / "model/config.json", {})
     write_json(

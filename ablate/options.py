@@ -1,0 +1,187 @@
+"""The command line of `ablate.run`: read, and written anew for a smaller study."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ablate.budget import Proposal
+from ablate.grids import GRIDS
+from ablate.mlflow_store import DEFAULT_STORE
+from ablate.resources import Scheduling
+from ablate.search_request import add_flags
+from assemblies import SIZES
+from blocks import UsageError
+from blocks.errors import Parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    top = Parser(
+        prog="python -m ablate.run",
+        description="Plan, run or continue a study, and report. "
+        "The same command again goes on where it stopped.",
+        epilog="example: python -m ablate.run --grid full --seeds 5 --set lr=0.002 "
+        "--plugin my_norm.py",
+    )
+    top.add_argument("--grid", help=f"{', '.join(GRIDS)}; a walk over blocks finds its own")
+    top.add_argument("--size", default="nano", help=f"{', '.join(SIZES)} (default nano)")
+    top.add_argument("--seeds", type=int, help="how many (default: the grid's own, mostly 3)")
+    top.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe (lr=0.002) or of every cell (image.depth=4); repeatable",
+    )
+    top.add_argument(
+        "--stages",
+        metavar="pretrain,finetune:SET,...",
+        help="what to train on in turn: embedded sets or sources (default: the grid's own)",
+    )
+    top.add_argument(
+        "--primary", default="", metavar="CONTRAST", help="what the study is about (grid's own)"
+    )
+    top.add_argument(
+        "--smallest-effect",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="improvements below it are of no interest: equivalent (default 1)",
+    )
+    top.add_argument(
+        "--race",
+        action="store_true",
+        help="add seeds look by look and drop cells that are decided, or hopeless, on the way",
+    )
+    top.add_argument(
+        "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"
+    )
+    top.add_argument(
+        "--noise-floor",
+        action=argparse.BooleanOptionalAction,
+        help="train the reference once more under other seeds (default: with 5 cells and more)",
+    )
+    top.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE")
+    top.add_argument(
+        "--cells", default="", metavar="NAME,NAME,...", help="train these cells of the grid only"
+    )
+    top.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what would run, how long it takes and what it can show, and stop",
+    )
+    top.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="refuse a study that is predicted to take longer (2h, 90m, 1h30m), propose a smaller",
+    )
+    top.add_argument(
+        "--deviation",
+        default="",
+        metavar="PERCENT_OR_STUDY",
+        help="how much improvements vary from seed to seed (default: as in this study so far)",
+    )
+    top.add_argument(
+        "--no-measure",
+        action="store_true",
+        help="estimate times that are not known yet from FLOPs, instead of a few steps",
+    )
+    top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
+    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    output = top.add_mutually_exclusive_group()
+    output.add_argument(
+        "--quiet",
+        dest="output",
+        action="store_const",
+        const="quiet",
+        default="auto",  # argparse takes that of the first one
+        help="print nothing but warnings, errors, and the report's path",
+    )
+    output.add_argument(
+        "--json",
+        dest="output",
+        action="store_const",
+        const="json",
+        default="auto",
+        help="print an object a line, for programs",
+    )
+    add_scheduling(top)
+    add_flags(top)
+    return top
+
+
+def add_scheduling(top: argparse.ArgumentParser) -> None:
+    """Add what a trial gets of the machine, or of which cluster."""
+    group = top.add_argument_group("scheduling", "changes no result; see docs/cluster.md")
+    for flag, kind, words in (
+        ("gpus", float, "0.25: four trials share a GPU; 4: a trial trains on four (by memory)"),
+        ("cpus", float, "cores of a trial (default: so that none is idle)"),
+        ("workers", int, "processes that train one trial together (default: one per GPU)"),
+    ):
+        group.add_argument(f"--{flag}-per-trial", type=kind, metavar="NUMBER", help=words)
+    group.add_argument(
+        "--max-concurrent", type=int, metavar="NUMBER", help="trials side by side, at most"
+    )
+    group.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="a running Ray cluster's, or auto"
+    )
+
+
+def read_scheduling(options: argparse.Namespace) -> Scheduling:
+    """Return what those flags ask for; raises `UsageError` for what no machine could give."""
+    names = [field.name for field in dataclasses.fields(Scheduling)]
+    return Scheduling(**{name: getattr(options, name) for name in names})
+
+
+def parse_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Return ``field=value`` texts as a mapping; values are Python literals, else text."""
+    settings: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set {text!r}: write FIELD=VALUE, as in --set lr=0.002")
+        if name in settings:
+            raise UsageError(f"--set {name!r} is given twice")
+        settings[name] = parse_value(value)
+    return settings
+
+
+def parse_value(text: str) -> Any:
+    """Return a Python literal, a number such as inf, or else the text itself."""
+    for read in (ast.literal_eval, float):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return names given with commas between them; those in parentheses belong to a name."""
+    names = [name.strip() for name in re.split(r",(?![^()]*\))", text)]
+    return tuple(name for name in names if name)
+
+
+def smaller_command(arguments: Sequence[str], proposal: Proposal) -> str:
+    """Return the command with a proposal's seeds and cells instead of its own, to be run."""
+    changed, added = {"--plan": 0, "--seeds": 1}, ["--seeds", str(proposal.seeds)]
+    if proposal.dropped:
+        changed |= {"--cells": 1, "--noise-floor": 0, "--no-noise-floor": 0}
+        added += ["--cells", ",".join(proposal.cells), "--no-noise-floor"]
+    kept: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, _ = argument.partition("=")
+        # argparse takes any beginning of an option that no other option has.
+        full = [option for option in changed if len(name) > 2 and option.startswith(name)]
+        if not full:
+            kept.append(argument)
+        elif changed[full[0]] and not equals:
+            next(given)
+    return shlex.join(["python", "-m", "ablate.run", *kept, *added])

@@ -1,0 +1,282 @@
+"""A race: seeds are added look by look, and cells whose contrasts are all decided run no further.
+
+A contrast is decided by its verdict, or futile. A race is for finding what improves: a contrast is
+futile when the chance that the last look finds it improved is below `FUTILE`, the primary one only
+when it will have no verdict at all. A cell runs on while an undecided contrast needs it. Decisions
+are a function of the losses alone, so a study that was stopped goes on as if it had not been.
+
+Dropping cells cannot raise the family-wise error: a contrast that runs no further keeps a p over
+all looks that more seeds could only have lowered, and the adjustment never rejects more for a
+larger p.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ablate.document import Section, Table
+from ablate.effects import Effect, Losses, Rule, effects, improvements, verdict_is_decided
+from ablate.grid import Contrast
+from ablate.sequential import level, spent
+from ablate.statistics import ALPHA, Values, t_quantile
+
+if TYPE_CHECKING:
+    from ablate.findings import Findings
+    from ablate.ledger import Ledger
+    from ablate.plan import Plan
+    from ablate.trial import Trial
+
+FUTILE = 0.1  # the smallest chance of an improvement that is worth more seeds
+FUTILE_PRIMARY = 0.01  # of any verdict on what the study is about
+DRAWS = 4000  # futures imagined for such a chance: it is then known to within half a percent
+FUTILE_WORD = "futile"
+Family = Sequence[Contrast]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """Why a contrast asks for no more seeds: its verdict at this look, or ``futile``.
+
+    ``chance`` is what was left of one that the last look brings what the contrast ran on for.
+    """
+
+    effect: Effect
+    why: str
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What a look at so many ``seeds`` decided, and the cells that ran no further after it."""
+
+    seeds: int
+    decisions: tuple[Decision, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Race:
+    """The looks taken so far, and ``running``: the cells still needed, none when it is over."""
+
+    looks: tuple[Look, ...]
+    running: frozenset[str]
+    last: int
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Return how many seeds each dropped cell has."""
+        return {cell: look.seeds for look in self.looks for cell in look.dropped}
+
+    def reach(self, cells: Iterable[str]) -> int:
+        """Return how many seeds all of some cells are, or as yet may be, trained with."""
+        return min(self.seeds.get(cell, self.last) for cell in cells)
+
+
+def hold_race(
+    families: Sequence[Family],
+    metric: str,
+    losses: Losses,
+    rule: Rule,
+    cells: Iterable[str],
+    settled: Container[tuple[str, int]],
+) -> Race:
+    """Return what the looks decide for which all that they need is ``settled``: trained or failed.
+
+    Each family of contrasts is adjusted for by itself. A pair that is missing decides nothing: its
+    contrast stays undecided until enough other seeds have come.
+    """
+    running, looks = frozenset(cells), []
+    open_contrasts = [contrast for family in families for contrast in family]
+    for seeds in rule.looks:
+        if not all((cell, seed) in settled for cell in running for seed in range(seeds)):
+            break
+        seen = {key: loss for key, loss in losses.items() if key[1] < seeds}
+        decisions = {
+            d.effect.contrast: d for f in families for d in decide(f, metric, seen, rule, seeds)
+        }
+        new = tuple(decisions[c.name] for c in open_contrasts if c.name in decisions)
+        open_contrasts = [c for c in open_contrasts if c.name not in decisions]
+        still = frozenset(cell for c in open_contrasts for cell in c.cells) & running
+        if seeds == rule.looks[-1]:
+            still = frozenset()
+        looks.append(Look(seeds=seeds, decisions=new, dropped=tuple(sorted(running - still))))
+        running = still
+        if not running:
+            break
+    return Race(looks=tuple(looks), running=running, last=rule.looks[-1])
+
+
+def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) -> list[Decision]:
+    """Return the family's contrasts that are decided by so many seeds or are not worth more."""
+    found = effects(family, metric, losses, rule=rule)
+    decisions = []
+    for contrast, effect in zip(family, found, strict=True):
+        if len(effect.seeds) < seeds:
+            continue
+        values = np.array(list(improvements(contrast, losses).values()))
+        ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
+        chance = ahead.any if contrast.primary else ahead.improved
+        decided = verdict_is_decided(effect.verdict)
+        if decided or chance < (FUTILE_PRIMARY if contrast.primary else FUTILE):
+            why = effect.verdict if decided else FUTILE_WORD
+            decisions.append(Decision(effect=effect, why=why, chance=chance))
+    return decisions
+
+
+def multiplicity(contrast: Contrast, family: Family, found: Sequence[Effect], rule: Rule) -> float:
+    """Return what a contrast's p is multiplied by if it is the next one to be rejected."""
+    left = [
+        other
+        for other, effect in zip(family, found, strict=True)
+        if effect.p_adjusted > ALPHA and other != contrast
+    ]
+    others = [other for other in left if not other.primary]
+    if contrast.primary:
+        return 1 / rule.primary_share if others else 1.0
+    primary_is_left = len(left) > len(others)
+    return (1 + len(others)) / (1 - rule.primary_share if primary_is_left else 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chances:
+    """The chances that the last look brings an improvement, and that it brings any verdict."""
+
+    improved: float
+    any: float
+
+
+def chances(values: Values, rule: Rule, alpha: float) -> Chances:
+    """Return what the last look may bring, going by the values so far.
+
+    These are predictive probabilities: a true effect and its spread over seeds are drawn from what
+    the values say of them (under a flat prior), and the seeds to come from these. ``alpha`` is what
+    the contrast may spend in its family; equivalence is not adjusted.
+    """
+    now, last = len(values), rule.looks[-1]
+    if now >= last:
+        return Chances(improved=0.0, any=0.0)
+    seen, squares_seen, more = float(values.mean()), float(values.var()) * now, last - now
+    normal, spread, squares = _futures(now, last)
+    sigma = float(values.std(ddof=1)) * spread
+    later = seen + sigma * (normal[0] / math.sqrt(now) + normal[1] / math.sqrt(more))
+    mean = (now * seen + more * later) / last
+    between = now * more / last * (seen - later) ** 2
+    error = np.sqrt((squares_seen + sigma**2 * squares + between) / (last - 1) / last)
+    effect = t_quantile(last - 1, 1 - level(rule.looks, last, alpha)) * error
+    no_effect = t_quantile(last - 1, 1 - 2 * level(rule.looks, last)) * error  # one-sided tests
+    equivalent = rule.smallest_effect - np.abs(mean) >= no_effect
+    return Chances(
+        improved=float((mean >= effect).mean()),
+        any=float(((np.abs(mean) >= effect) | equivalent).mean()),
+    )
+
+
+@functools.cache
+def _futures(now: int, last: int) -> tuple[Values, Values, Values]:
+    """Return standard draws: two normals, the true spread over that seen, squares of later seeds.
+
+    From NumPy's frozen generator: the same ledger leads to the same decisions for ever.
+    """
+    generator: Any = np.random.RandomState(0)
+    normal = generator.standard_normal((2, DRAWS))
+    spread = np.sqrt((now - 1) / generator.chisquare(now - 1, DRAWS))
+    squares = generator.standard_normal((DRAWS, last - now)).var(axis=1) * (last - now)
+    return normal, spread, squares
+
+
+def needed(plan: Plan, race: Race | None) -> list[Trial]:
+    """Return the trials that a study needs, as far as is known: all, or those of a race."""
+    if race is None:
+        return plan.trials
+    return [trial for trial in plan.trials if trial.pair < race.reach([trial.name])]
+
+
+def look_words(look: Look) -> str:
+    """Return what a look decided and dropped, in a line."""
+    decided = "; ".join(f"{d.effect.contrast} {d.why}" for d in look.decisions)
+    dropped = f"; dropped: {', '.join(look.dropped)}" if look.dropped else ""
+    return f"look at {look.seeds} seeds: {decided or 'nothing is decided'}{dropped}"
+
+
+def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
+    """Return the looks, what each decided and dropped, and the trials that were saved."""
+    race = found.race
+    if race is None:
+        return []
+    used = needed(plan, race)
+    beyond = [t for t in plan.trials if t not in used and ledger.result(t) is not None]
+    saved = len(plan.trials) - len(used)
+    running = f" Still running: {', '.join(sorted(race.running))}." if race.running else ""
+    return [
+        Section(
+            title="The race",
+            paragraphs=[
+                f"Seeds were added at looks declared before the study began: "
+                f"{', '.join(map(str, plan.looks))}. A cell ran on while a contrast that needs it "
+                "was neither decided nor futile. Futile: the chance that the last look finds it "
+                f"improved is below {100 * FUTILE:g}% (the primary contrast: that it brings any "
+                f"verdict is below {100 * FUTILE_PRIMARY:g}%). p holds over all looks, and "
+                "intervals are wider, so that they hold at each. Effects that stopped a race early "
+                "tend to be overestimated.",
+                f"{saved} of {len(plan.trials)} trials ({saved / len(plan.trials):.0%}) were "
+                f"{'not needed' if not race.running else 'not needed so far'}.{running}",
+            ],
+            tables=[_looks_table(plan, race), _decisions_table(race)],
+            items=_race_problems(plan, ledger, race, beyond),
+        )
+    ]
+
+
+def _looks_table(plan: Plan, race: Race) -> Table:
+    spent_at = dict(zip(plan.looks, spent(plan.looks), strict=True))
+    rows = []
+    for look in race.looks:
+        over = look.seeds == plan.looks[-1]
+        dropped = "the last look" if over else ", ".join(look.dropped) or "none"
+        rows.append((str(look.seeds), f"{100 * spent_at[look.seeds]:.2g}%", dropped))
+    return Table(title="Looks", header=("seeds", "alpha spent", "cells dropped"), rows=rows)
+
+
+def _decisions_table(race: Race) -> Table:
+    rows = [
+        (
+            d.effect.contrast,
+            str(look.seeds),
+            d.why,
+            f"{d.effect.estimate:+.2f}",
+            f"{d.effect.p_adjusted:.2g}",
+            f"{d.effect.p_equivalent:.2g}",
+            f"{d.chance:.2g}",
+        )
+        for look in race.looks
+        for d in look.decisions
+    ]
+    header = ("contrast", "seeds", "decision", "%", "adjusted p", "p equivalent", "chance")
+    note = "As seen at the look that decided. Chance: what was left of what it would run on for."
+    return Table(title="Decisions", header=header, rows=rows, note=note)
+
+
+def _race_problems(plan: Plan, ledger: Ledger, race: Race, beyond: Sequence[Trial]) -> list[str]:
+    """Return in words what kept a look from deciding, and trials that no look asked for."""
+    seen = race.looks[-1].seeds if race.looks else 0
+    lost = [
+        f"{trial.name} seed {trial.pair}"
+        for trial in needed(plan, race)
+        if trial.pair < seen and ledger.result(trial) is None
+    ]
+    items = []
+    if lost:
+        items.append(
+            f"Failed: {', '.join(lost)}. Contrasts that need them decide nothing until as many "
+            "other pairs have come; if these trials succeed later, looks are held anew."
+        )
+    if beyond:
+        names = ", ".join(f"{trial.name} seed {trial.pair}" for trial in beyond)
+        items.append(f"Trained, though by now no look asks for them: {names}.")
+    return items

@@ -1,0 +1,114 @@
+"""`python -m ablate.sync STUDY`: bring an MLflow store up to date from a study's ledger."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from ablate.effects import Effect
+from ablate.findings import make_findings
+from ablate.ledger import Ledger
+from ablate.mlflow_runs import StudyRuns
+from ablate.mlflow_searches import write_searches
+from ablate.mlflow_store import DEFAULT_STORE, check_store, explain, shown_store
+from ablate.plan import Plan, read_plan
+from ablate.search_outcomes import read_found
+from blocks import UsageError
+from blocks.errors import Parser
+
+DONE, LACKING, BAD_USAGE = 0, 1, 2
+REPORT = ("report.*", "effects.csv", "table.tex", "*.png", "*.svg")
+
+
+class Sync:
+    """Writes all of a study that a store lacks; what the store refuses is told and passed over."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, uri: str, models: bool | None = None) -> None:
+        self.plan, self.ledger, self.store = plan, ledger, shown_store(uri)
+        self.runs = StudyRuns(plan, ledger, uri, models=models)
+        self.down, self.lacking = False, 0
+
+    def run(self) -> int:
+        """Write what is missing and say what that was; returns the exit code."""
+        self._write("", partial(self.runs.connect, _tell))
+        trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
+        found = read_found(self.ledger.directory)
+        self._write("the search", lambda: write_searches(self.runs, found))
+        effects = self._write("the effects", lambda: self.runs.write_effects(self._effects()))
+        files = report_files(self.ledger.directory)
+        report = self._write("the report", partial(self.runs.write_artifacts, files))
+        self._write("the study's run", self.runs.ended)
+        if self.down:
+            return LACKING
+        print(
+            f"{self.store}: brought up to date {sum(trials)} of {len(trials)} trials, "
+            f"{report} of {len(files)} files of the report, effects: {effects}"
+        )
+        return LACKING if self.lacking else DONE
+
+    def _effects(self) -> list[Effect]:
+        found = make_findings(self.plan, self.ledger)
+        return [*found.effects, *found.noise]
+
+    def _write(self, what: str, job: Callable[[], int | None]) -> int:
+        """Do a job and return its count; after a store that does not answer, do none."""
+        if self.down:
+            return 0
+        try:
+            return int(job() or 0)
+        except Exception as error:  # any database or network error, of any backend
+            self.lacking += 1
+            self.down = self.runs.client is None or not self.runs.answers()
+            _tell(f"MLflow store {self.store}: {f'{what}: ' if what else ''}{explain(error)}")
+            return 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def report_files(directory: Path) -> list[Path]:
+    """Return the files of a study's report, as far as they exist."""
+    return sorted({path for pattern in REPORT for path in directory.glob(pattern)})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0, 1 if the store did not take everything, 2 for bad usage."""
+    options = parser().parse_args(arguments)
+    directory = Path(options.study)
+    try:
+        check_store(options.mlflow)
+        plan, ledger = read_plan(directory), Ledger(directory)
+        with ledger.locked():
+            return Sync(plan, ledger, options.mlflow, options.models).run()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return LACKING
+
+
+def parser() -> Parser:
+    """Return the command line."""
+    top = Parser(
+        prog="python -m ablate.sync",
+        description="Bring an MLflow store up to date from a study's ledger, which is the record. "
+        "Nothing is sent twice.",
+        epilog="example: python -m ablate.sync studies/full-nano --mlflow http://127.0.0.1:5000",
+    )
+    top.add_argument("study", metavar="STUDY", help="a study's directory")
+    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    top.add_argument(
+        "--models",
+        action=argparse.BooleanOptionalAction,
+        help="copy the trials' models (default: those of at most 64 MiB)",
+    )
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

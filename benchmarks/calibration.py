@@ -1,0 +1,409 @@
+"""Do the statistics keep their promises? `python benchmarks/calibration.py --runs 2000`.
+
+Studies are simulated as trials produce them: a cell's loss in a seed is its mean, what the seed
+does to all cells, and a residual of its own, normal or skewed (shifted exponential). They are then
+analysed by the functions that analyse real studies. Sizes are those of the pilot in
+docs/results/full-nano. Every rate stands with its Monte Carlo standard error. Writes
+calibration.json beside itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+
+from ablate.effects import Effect, Losses, Rule, effects, verdict_is_clear
+from ablate.factorial import attribute
+from ablate.grid import Contrast, Grid
+from ablate.grids import PAPER, make_grid
+from ablate.plan import AGAIN
+from ablate.race import hold_race
+from ablate.sequential import spent, usual_looks
+from ablate.statistics import ALPHA, clustered_interval, power
+from blocks import default_registry
+
+SEEDS = (3, 5, 8, 20)
+LOSS = 12.9  # of the pilot's baseline
+DEVIATION = 1.0  # percent: how much improvements vary over seeds; the pilot's vary by 0.4 to 1.3
+CORRELATION = 0.5  # of two cells over seeds
+# Improvements over the baseline in percent, as the pilot estimates them.
+PILOT = {
+    "baseline+rope": 0.19,
+    "baseline+geglu": 1.11,
+    "baseline+rmsnorm": 0.06,
+    "grr-rmsnorm": 1.07,
+    "grr-geglu": -0.06,
+    "grr-rope": 1.05,
+    "grr": 0.80,
+    "original": -1.90,
+}
+SPREAD_OF_GAINS = 0.7  # percent: of the swaps of grid each, drawn anew for each study
+
+Generator = np.random.Generator
+Draw = Callable[[Generator, tuple[int, ...]], Any]
+NOISES: dict[str, Draw] = {
+    "normal": lambda random, shape: random.standard_normal(shape),
+    "skewed": lambda random, shape: random.exponential(1.0, shape) - 1,
+}
+
+
+@functools.cache
+def grid_of(name: str) -> Grid:
+    """Return a grid as users run it."""
+    return make_grid(name, "nano", default_registry())
+
+
+def simulate(
+    cells: Sequence[str],
+    gains: Mapping[str, float],
+    seeds: int,
+    random: Generator,
+    *,
+    noise: str = "normal",
+    deviation: float = DEVIATION,
+    correlation: float = CORRELATION,
+    scale: Mapping[str, float] | None = None,
+    unruly: Sequence[str] = (),
+) -> dict[tuple[str, int], float]:
+    """Return losses of a study: gains are in percent of the reference's mean.
+
+    ``scale`` multiplies the residuals of some cells; the swap of ``unruly`` cells gains more in
+    some seeds than in others, by as much as improvements vary.
+    """
+    draw, residual = NOISES[noise], deviation / math.sqrt(2)
+    shared = residual * math.sqrt(correlation / (1 - correlation)) * draw(random, (seeds,))
+    own = residual * draw(random, (len(cells), seeds))
+    wild = deviation * draw(random, (seeds,))
+    return {
+        (cell, seed): LOSS
+        * (
+            1
+            - gains.get(cell, 0.0) / 100
+            + (shared[seed] + (scale or {}).get(cell, 1.0) * own[i, seed]) / 100
+            - (cell in unruly) * wild[seed] / 100
+        )
+        for i, cell in enumerate(cells)
+        for seed in range(seeds)
+    }
+
+
+def rate(hits: Sequence[float]) -> dict[str, float]:
+    """Return a mean over studies with its standard error."""
+    values = np.asarray(hits, dtype=float)
+    error = float(values.std()) / math.sqrt(len(values))
+    return {"rate": round(float(values.mean()), 4), "error": round(error, 4), "runs": len(values)}
+
+
+def family_error(
+    grid: Grid, seeds: int, noise: str, runs: int, random: Generator
+) -> dict[str, float]:
+    """Return the share of studies without any effect in which some contrast has a clear verdict."""
+    hits = []
+    for _ in range(runs):
+        found = effects(
+            grid.contrasts,
+            "coca",
+            simulate([*grid.cells], {}, seeds, random, noise=noise),
+            rule=Rule(),
+        )
+        hits.append(any(verdict_is_clear(e.verdict) for e in found))
+    return rate(hits)
+
+
+def swap_cells(grid: Grid, swap: str) -> list[str]:
+    """Return the cells of a factorial that have a swap."""
+    return [cell for cell, swaps in grid.factorial.items() if swap in swaps]
+
+
+CONDITIONS: dict[str, Callable[[Grid], dict[str, Any]]] = {
+    "even": lambda grid: {},
+    "a swap with residuals three times as large": lambda grid: {
+        "scale": dict.fromkeys(swap_cells(grid, "geglu"), 3.0)
+    },
+    "a swap whose gain varies over seeds": lambda grid: {"unruly": swap_cells(grid, "geglu")},
+}
+
+
+def coverage(
+    grid: Grid, seeds: int, noise: str, condition: str, runs: int, random: Generator
+) -> dict[str, Any]:
+    """Return how often 95% intervals hold the truth, on average and for the worst of each kind.
+
+    ``gap`` is the largest difference between the gain and the sum of its Shapley values.
+    """
+    factorial = {frozenset(swaps): cell for cell, swaps in grid.factorial.items()}
+    cells = [*grid.cells]
+    truths = intervals(grid, factorial, simulate(cells, PILOT, 2, random, deviation=0.0))
+    held: dict[str, list[list[bool]]] = {kind: [] for kind in truths}
+    gaps = []
+    for _ in range(runs):
+        losses = simulate(cells, PILOT, seeds, random, noise=noise, **CONDITIONS[condition](grid))
+        found = intervals(grid, factorial, losses)
+        for kind, parts in found.items():
+            pairs = zip(parts, truths[kind], strict=True)
+            held[kind].append([p.low <= truth.estimate <= p.high for p, truth in pairs])
+        whole = attribute(factorial, losses)
+        assert whole is not None
+        gaps.append(abs(sum(part.estimate for part in whole.shapley) - whole.gain.estimate))
+    shares = {
+        kind: rate(np.mean(rows, axis=1)) | {"worst": round(float(np.mean(rows, axis=0).min()), 4)}
+        for kind, rows in held.items()
+    }
+    return {**shares, "gap": max(gaps)}
+
+
+def intervals(
+    grid: Grid, factorial: Mapping[frozenset[str], str], losses: Losses
+) -> dict[str, list[Any]]:
+    """Return everything in a report that has an interval, by kind."""
+    found = effects(grid.contrasts, "coca", losses, rule=Rule())
+    whole = attribute(factorial, losses)
+    assert whole is not None
+    return {
+        "contrasts": [e for e in found if "main effect" not in e.contrast],
+        "main effects": [e for e in found if "main effect" in e.contrast],
+        "shapley": whole.shapley,
+        "terms": whole.terms,
+        "additive gap": [whole.additive_gap],
+    }
+
+
+SOURCES = {  # standard deviations of seeds, of groups of examples, and of what is left
+    "seeds vary most": (1.0, 1.0, 3.0),
+    "examples vary most": (0.05, 5.0, 3.0),
+    "both": (0.3, 3.0, 3.0),
+    "neither": (0.0, 0.0, 3.0),
+}
+
+
+def cluster_coverage(
+    source: str, seeds: int, noise: str, runs: int, random: Generator
+) -> dict[str, float]:
+    """Return how often the interval for other seeds and examples holds: 60 groups of 1 to 6."""
+    draw, (of_seed, of_group, rest) = NOISES[noise], SOURCES[source]
+    groups = np.repeat(np.arange(60.0), np.arange(60) % 6 + 1)
+    hits = []
+    for _ in range(runs):
+        values = (
+            of_seed * (draw(random, (seeds, 1)) - draw(random, (seeds, 1))) / math.sqrt(2)
+            + of_group * draw(random, (60,))[groups.astype(int)]
+            + rest * draw(random, (seeds, len(groups)))
+        )
+        found = clustered_interval(values, groups)
+        hits.append(found.low <= 0 <= found.high)
+    return rate(hits)
+
+
+def equivalence(
+    gain: float, deviation: float, seeds: int, noise: str, runs: int, random: Generator
+) -> dict[str, float]:
+    """Return how often a true effect is found smaller than the smallest effect of 1%.
+
+    ``verdict`` is the share called equivalent, which those that are clear as well are not.
+    """
+    hits, verdicts = [], []
+    for _ in range(runs):
+        cells = [*PAPER.pairs[0]]
+        losses = simulate(cells, {cells[1]: gain}, seeds, random, deviation=deviation, noise=noise)
+        (found,) = effects([PAPER], "coca", losses, rule=Rule(smallest_effect=1.0))
+        hits.append(found.p_equivalent <= ALPHA)
+        verdicts.append(found.verdict == "equivalent")
+    return rate(hits) | {"verdict": rate(verdicts)["rate"]}
+
+
+def power_gap(
+    grid: Grid, contrast: Contrast, gain: float, seeds: int, alpha: float, runs: int,
+    random: Generator,
+) -> dict[str, float]:  # fmt: skip
+    """Return how often one true effect among none is found, beside what a plan predicts."""
+    hits = []
+    for _ in range(runs):
+        losses = simulate([*grid.cells], {contrast.pairs[0][1]: gain}, seeds, random)
+        found = effects(grid.contrasts, "coca", losses, rule=Rule())
+        hits.append(any(verdict_is_clear(e.verdict) for e in found if e.contrast == contrast.name))
+    return rate(hits) | {"predicted": round(power(gain, seeds, DEVIATION, alpha), 4)}
+
+
+def race(
+    grid: Grid, last: int, truth: str, noise: str, runs: int, random: Generator
+) -> dict[str, Any]:
+    """Return what a race saves and what it costs, beside the same studies with all their seeds.
+
+    ``truth`` is ``none`` (no effect at all) or ``pilot``. Verdicts of others than the primary are
+    shares of all those contrasts.
+    """
+    primary = next(c for c in grid.contrasts if c.primary)
+    reference = primary.pairs[0][0]
+    again = Contrast(name="A/A", pairs=((reference, reference + AGAIN),))
+    cells = [*grid.cells, reference + AGAIN]
+    rule, rows = Rule(looks=usual_looks(last)), []
+    for _ in range(runs):
+        gains = draw_gains(grid, truth, random)
+        losses = simulate(cells, gains, last, random, noise=noise)
+        held = hold_race([grid.contrasts, [again]], "coca", losses, rule, cells, losses)
+        seen = {key: loss for key, loss in losses.items() if key[1] < held.seeds[key[0]]}
+        raced = effects(grid.contrasts, "coca", seen, rule=rule)
+        whole = effects(grid.contrasts, "coca", losses, rule=Rule())
+        rows.append(_race_row(primary.name, raced, whole, grid, gains))
+        rows[-1]["saved"] = 1 - len(seen) / len(losses)
+    return {name: rate([row[name] for row in rows]) for name in rows[0]}
+
+
+def draw_gains(grid: Grid, truth: str, random: Generator) -> dict[str, float]:
+    """Return true gains of a grid's cells over its baseline, or over grr in grid each."""
+    if truth == "none":
+        return {}
+    if grid.name != "each":
+        return PILOT
+    drawn = {cell: float(random.normal(0, SPREAD_OF_GAINS)) for cell in grid.cells}
+    return (
+        drawn
+        | {"baseline": 0.0, "grr": PILOT["grr"]}
+        | {
+            cell: PILOT["grr"] + gain
+            for cell, gain in drawn.items()
+            if cell not in ("baseline", "grr")
+        }
+    )
+
+
+def _race_row(
+    primary: str,
+    raced: list[Effect],
+    whole: list[Effect],
+    grid: Grid,
+    gains: Mapping[str, float],
+) -> dict[str, float]:
+    def others(found: list[Effect], *words: str) -> float:
+        return float(np.mean([e.verdict in words for e in found if e.contrast != primary]))
+
+    def clear(found: list[Effect]) -> bool:
+        return next(verdict_is_clear(e.verdict) for e in found if e.contrast == primary)
+
+    def wrong(effect: Effect, true: float) -> bool:
+        right = true != 0 and (effect.verdict == "improved") == (true > 0)
+        return verdict_is_clear(effect.verdict) and not right
+
+    truths = [true_gain(contrast, gains) for contrast in grid.contrasts]
+    cover = [e.low <= true <= e.high for e, true in zip(raced, truths, strict=True)]
+    mistakes = [wrong(e, true) for e, true in zip(raced, truths, strict=True)]
+    found = {"any wrong verdict": any(mistakes), "coverage": float(np.mean(cover))}
+    found |= {"primary clear": clear(raced), "primary clear with all seeds": clear(whole)}
+    for word in ("improved", "worse", "equivalent"):
+        found[f"others {word}"] = others(raced, word)
+        found[f"others {word} with all seeds"] = others(whole, word)
+    return found
+
+
+def true_gain(contrast: Contrast, gains: Mapping[str, float]) -> float:
+    """Return a contrast's true improvement in percent."""
+    left = {cell: 1 - gains.get(cell, 0.0) / 100 for cell in contrast.cells}
+    return float(np.mean([100 * (1 - left[b] / left[a]) for a, b in contrast.pairs]))
+
+
+def first_holm_step(grid: Grid) -> float:
+    """Return the level at which the first of the contrasts beside the primary is tested."""
+    return ALPHA * (1 - Rule().primary_share) / (len(grid.contrasts) - 1)
+
+
+Figure = tuple[str, str, Callable[..., Mapping[str, Any]]]  # kind, name, what is simulated
+
+
+def error_figures(runs: int) -> Iterator[Figure]:
+    """Yield what is to be at most 5%."""
+    for (name, share), noise, n in itertools.product(
+        {"paper": 2.0, "full": 1.0, "each": 0.5}.items(), NOISES, SEEDS
+    ):
+        call = partial(family_error, grid_of(name), n, noise, int(share * runs))
+        yield "family-wise error", f"{name}, {noise}, {n} seeds", call
+    for deviation, noise, n in itertools.product((0.3, DEVIATION), NOISES, SEEDS):
+        call = partial(equivalence, 1.0, deviation, n, noise, 2 * runs)
+        label = f"deviation {deviation}, {noise}, {n} seeds"
+        yield "equivalence found though the effect is at the margin", label, call
+
+
+def coverage_figures(runs: int) -> Iterator[Figure]:
+    """Yield what is to be 93 to 97%."""
+    for condition, noise, n in itertools.product(CONDITIONS, NOISES, SEEDS):
+        call = partial(coverage, grid_of("full"), n, noise, condition, runs // 2)
+        yield "coverage", f"{condition}, {noise}, {n} seeds", call
+    for source, noise, n in itertools.product(SOURCES, NOISES, SEEDS):
+        call = partial(cluster_coverage, source, n, noise, 2 * runs)
+        yield "coverage over seeds and examples", f"{source}, {noise}, {n} seeds", call
+
+
+def power_figures(runs: int) -> Iterator[Figure]:
+    """Yield what is to be within 5 points of what a plan predicts."""
+    full = grid_of("full")
+    single = next(c for c in full.contrasts if "original" in c.cells)
+    for contrast, alpha, gains in (
+        (PAPER, ALPHA * Rule().primary_share, (0.5, 1.0, 2.0)),
+        (single, first_holm_step(full), (1.0, 2.0, 4.0)),
+    ):
+        kind = "power of the primary contrast" if contrast.primary else "power at Holm's first step"
+        for n, gain in itertools.product(SEEDS, gains):
+            call = partial(power_gap, full, contrast, gain, n, alpha, runs // 2)
+            yield kind, f"effect {gain}, {n} seeds", call
+
+
+def race_figures(runs: int) -> Iterator[Figure]:
+    """Yield what races save and cost."""
+    for (name, share), truth, last in itertools.product(
+        {"swaps": 0.5, "full": 0.1, "each": 0.05}.items(), ("none", "pilot"), (8, 12, 20)
+    ):
+        more = 4 if last == 8 and truth == "none" else 1  # for its family-wise error
+        call = partial(race, grid_of(name), last, truth, "normal", int(share * more * runs))
+        yield "race", f"{name}, truth {truth}, last look {last}", call
+    call = partial(race, grid_of("swaps"), 8, "none", "skewed", 2 * runs)
+    yield "race", "swaps, truth none, last look 8, skewed", call
+
+
+def run(runs: int, seed: int = 0) -> dict[str, Any]:
+    """Return all figures by kind and name, each from a generator of its own."""
+    kinds = (error_figures, coverage_figures, power_figures, race_figures)
+    result: dict[str, Any] = {}
+    for kind, name, call in itertools.chain.from_iterable(figures(runs) for figures in kinds):
+        random = np.random.default_rng([seed, *f"{kind} {name}".encode()])
+        result.setdefault(kind, {})[name] = found = call(random=random)
+        print(kind, "|", name, "|", json.dumps(found), flush=True)
+    result["alpha spent"] = {str(last): spent(usual_looks(last)) for last in (8, 12, 20)}
+    return result
+
+
+def main() -> None:
+    """Simulate, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=2000, help="studies per figure (default 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    result = run(options.runs, options.seed)
+    about = {
+        "runs": options.runs,
+        "seed": options.seed,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+        "device": f"cpu ({platform.machine()}), one thread",
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+    path = Path(__file__).with_suffix(".json")
+    path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
