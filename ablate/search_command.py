@@ -185,10 +185,10 @@ def _running(
     searching: Searching, fields: frozenset[str]
 ) -> Iterator[tuple[Callable[[list[Trial]], None], Callable[[Found], None]]]:
     """Yield how a search trains trials, by the study's executor, and how it tells what it found."""
-    from ablate.execute import choose_resources, execute
+    from ablate.execute import execute
 
     ledger, launch, budget = searching.ledger, searching.launch, searching.request.budget
-    resources = choose_resources(launch.gpus_per_trial)
+    resources = launch.resources()
     shown = _progress(launch.output, fields, searching.console)
 
     def run(trials: list[Trial]) -> None:
