@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
 from ablate.mlflow_store import DEFAULT_STORE
+from ablate.resources import Scheduling
 from ablate.search_request import add_flags
 from assemblies import SIZES
 from blocks import UsageError
@@ -92,6 +94,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
     top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    top.add_argument(
+        "--models",
+        action=argparse.BooleanOptionalAction,
+        help="copy trials' models to MLflow (default: those of at most 64 MiB)",
+    )
     output = top.add_mutually_exclusive_group()
     output.add_argument(
         "--quiet",
@@ -109,9 +116,32 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="print an object a line, for programs",
     )
-    top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
+    add_scheduling(top)
     add_flags(top)
     return top
+
+
+def add_scheduling(top: argparse.ArgumentParser) -> None:
+    """Add what a trial gets of the machine, or of which cluster."""
+    group = top.add_argument_group("scheduling", "changes no result; see docs/cluster.md")
+    for flag, kind, words in (
+        ("gpus", float, "0.25: four trials share a GPU; 4: a trial trains on four (by memory)"),
+        ("cpus", float, "cores of a trial (default: so that none is idle)"),
+        ("workers", int, "processes that train one trial together (default: one per GPU)"),
+    ):
+        group.add_argument(f"--{flag}-per-trial", type=kind, metavar="NUMBER", help=words)
+    group.add_argument(
+        "--max-concurrent", type=int, metavar="NUMBER", help="trials side by side, at most"
+    )
+    group.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="a running Ray cluster's, or auto"
+    )
+
+
+def read_scheduling(options: argparse.Namespace) -> Scheduling:
+    """Return what those flags ask for; raises `UsageError` for what no machine could give."""
+    names = [field.name for field in dataclasses.fields(Scheduling)]
+    return Scheduling(**{name: getattr(options, name) for name in names})
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:

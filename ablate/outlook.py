@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablate.budget import Proposal, Work, propose, smallest_seconds, total_seconds, work_left
+from ablate.cluster import find_nodes, worker_environment
 from ablate.effects import FEWEST_SEEDS, Rule, effect
 from ablate.estimate import gpu_memory, host_memory
-from ablate.execute import choose_resources, side_by_side, worker_environment
 from ablate.findings import DECISIVE, stage_losses
 from ablate.forecast import Forecast
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.plan import Plan, read_plan
+from ablate.resources import Scheduling, choose_resources
 from ablate.search_methods import trials_left
 from ablate.statistics import ALPHA, detectable_effect
 from ablate.trial import PRETRAIN
@@ -124,11 +125,11 @@ def smallest_effects(
     return found
 
 
-def make_conditions(gpus_per_trial: float | None, plugins: tuple[str, ...]) -> Conditions:
-    """Return how trials will run on this machine; raises `UsageError` for what it has not."""
-    resources = choose_resources(gpus_per_trial)
+def make_conditions(asked: Scheduling, plugins: tuple[str, ...]) -> Conditions:
+    """Return how trials will run; raises `UsageError` for what the machine, or cluster, has not."""
+    resources = choose_resources(asked, find_nodes(asked.address))
     return Conditions(
-        slots=side_by_side(resources),
+        slots=resources.slots,
         threads=resources.threads,
         per_gpu=int(1 / resources.gpus) if resources.gpus else 0,
         plugins=plugins,

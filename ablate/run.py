@@ -16,12 +16,13 @@ from rich.console import Console
 
 from ablate import keywords
 from ablate.budget import parse_duration
-from ablate.forecast import Forecast, forecast, known
+from ablate.files import is_disk_error
+from ablate.forecast import ESTIMATED, Forecast, forecast, known
 from ablate.grids import Design
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.mlflow_store import check_store
-from ablate.options import parse_settings, parser, smaller_command, split_names
+from ablate.options import parse_settings, parser, read_scheduling, smaller_command, split_names
 from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
@@ -65,6 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return BAD_USAGE
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
@@ -77,7 +83,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
     registry = default_registry(plugins)
     budget = None if options.budget is None else parse_duration(options.budget)
-    conditions = make_conditions(options.gpus_per_trial, plugins)
+    conditions = make_conditions(read_scheduling(options), plugins)
     walks = request is not None and request.over == "blocks"
     plan = _plan(options, registry, base_grid if walks else options.grid)
     plan = plan if request is None else declare(request, plan)
@@ -89,7 +95,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         return DONE
     if refusal:
         raise UsageError(refusal)
-    return _run(request, plan, ledger, registry, plugins, options, console)
+    return _run(request, plan, ledger, registry, plugins, options, console, forecasts)
 
 
 def _run(
@@ -100,16 +106,21 @@ def _run(
     plugins: tuple[str, ...],
     options: argparse.Namespace,
     console: Console,
+    forecasts: Mapping[str, Forecast],
 ) -> int:
     """Run or continue the plan, after its search if it has one; return the exit code."""
     from ablate.launch import Launch, run_study  # with all that draws; a plan does without
 
+    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
+        models=options.models,
         output=options.output,
-        gpus_per_trial=options.gpus_per_trial,
+        scheduling=read_scheduling(options),
+        memory=max((f.memory for f in sound), default=0),
+        gpu_memory=max((f.gpu_memory for f in sound), default=0),
     )
     if request is None:
         return run_study(plan, ledger, launch, console)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +26,13 @@ from blocks import Registry, UsageError
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
 SEARCH = "search"  # a pretraining that is judged by its validation loss and never tested
 PLACES = ("data", "initial", "tokenizer")
+CODE = {  # the modules whose source enters every trial's key, by package
+    "ablate": "caption_metrics captioner evaluate examples optimize stages train",
+    "ablate.data": "batches tokenizer",
+    "assemblies": "accumulate coca config construct layer losses parallel sequence towers "
+    "transplant",
+    "blocks": "attention auxiliary kernels norms pooling projections",
+}
 MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
 
 
@@ -169,18 +176,9 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    from ablate import caption_metrics, captioner, evaluate, examples, stages, train
-    from ablate.data import batches, tokenizer
-    from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
-    from blocks import attention, auxiliary, kernels, norms, pooling, projections
-
-    transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
-
-    ours = (caption_metrics, captioner, evaluate, examples, stages, train, batches, tokenizer)
-    model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
-    shared = (auxiliary, attention, kernels, norms, pooling, projections)
-    texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    names = [f"{package}.{name}" for package in CODE for name in CODE[package].split()]
+    modules = [importlib.import_module(name) for name in names]
+    return hashlib.sha256("\n".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
 def to_dict(trial: Trial) -> dict[str, Any]:
