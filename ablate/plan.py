@@ -53,6 +53,7 @@ class Plan:
     code: str = ""
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
+    aim: str = "improvements"
     exploratory: bool = False
 
     @property

@@ -13,6 +13,7 @@ import pytest
 
 from ablate.effects import Rule, effects, verdict_is_clear
 from ablate.grid import Contrast
+from ablate.race import IMPROVEMENTS
 from ablate.sequential import usual_looks
 
 PAIRS = [
@@ -93,7 +94,9 @@ def test_power_is_what_a_plan_predicts(random: np.random.Generator) -> None:
 
 
 def test_a_race_saves_trials_at_equal_error(random: np.random.Generator) -> None:
-    found = calibration.race(calibration.grid_of("swaps"), 8, "none", "normal", 150, random)
+    found = calibration.race(
+        calibration.grid_of("swaps"), 8, "none", IMPROVEMENTS, "normal", 150, random
+    )
     assert at_most(found["any wrong verdict"], 0.05)
     assert found["saved"]["rate"] > 0.35
     assert near(found["coverage"], 0.97, beside=0.02)
