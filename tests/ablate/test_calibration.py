@@ -11,7 +11,7 @@ import calibration
 import numpy as np
 import pytest
 
-from ablate.effects import Rule, effects, verdict_is_clear
+from ablate.effects import Rule, effect, effects, verdict_is_clear
 from ablate.grid import Contrast
 from ablate.race import IMPROVEMENTS
 from ablate.sequential import usual_looks
@@ -57,6 +57,16 @@ def test_a_family_errs_in_5_percent_of_studies(random: np.random.Generator) -> N
 def test_looks_do_not_raise_the_error(random: np.random.Generator) -> None:
     found = clear(PAIRS[:1], Rule(looks=(3, 5, 8)), 8, 1500, random)
     assert near(found, 0.05)
+
+
+def test_a_races_intervals_hold_at_every_look(random: np.random.Generator) -> None:
+    hits = []
+    for _ in range(800):
+        losses = calibration.simulate("ab", {}, 8, random)
+        seen = [{k: v for k, v in losses.items() if k[1] < look} for look in (3, 5, 8)]
+        found = [effect(PAIRS[0], "coca", at, rule=Rule(looks=(3, 5, 8))) for at in seen]
+        hits.append(all(e.low <= 0 <= e.high for e in found))
+    assert near(calibration.rate(hits), 0.95)
 
 
 def test_intervals_hold_the_truth(random: np.random.Generator) -> None:
