@@ -29,6 +29,7 @@ from ablate.statistics import (
 )
 
 FEWEST_SEEDS = 3  # a verdict needs so many
+EXPLORATORY = "exploratory"
 Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
 
 
@@ -38,13 +39,15 @@ class Rule:
 
     ``smallest_effect`` is the improvement in percent below which a difference is of no interest,
     ``primary_share`` the part of alpha that the primary contrast has, ``looks`` the numbers of
-    seeds at which a race is looked at, ``aim`` what it goes on for: see `ablate.race`.
+    seeds at which a race is looked at, ``aim`` what it goes on for: see `ablate.race`. In an
+    ``exploratory`` study, whose trials were stopped early, there are no verdicts.
     """
 
     smallest_effect: float = 1.0
     primary_share: float = 0.8
     looks: tuple[int, ...] = ()
     aim: str = "improvements"
+    exploratory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +144,7 @@ def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect
         correlation=float(np.mean(correlations)),
         verdict="",
     )
-    return _judged(found)
+    return _judged(found, rule)
 
 
 def _p(values: Values, rule: Rule) -> float:
@@ -188,11 +191,11 @@ def _family(
     else:
         adjusted, rest = {}, holm([e.p for e in others])
     adjusted |= {e.contrast: p for e, p in zip(others, rest, strict=True)}
-    return [_judged(replace(e, p_adjusted=adjusted[e.contrast])) for e in found]
+    return [_judged(replace(e, p_adjusted=adjusted[e.contrast]), rule) for e in found]
 
 
-def _judged(found: Effect) -> Effect:
-    return replace(found, verdict=verdict(found))
+def _judged(found: Effect, rule: Rule) -> Effect:
+    return replace(found, verdict=EXPLORATORY if rule.exploratory else verdict(found))
 
 
 def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:

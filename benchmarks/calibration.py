@@ -383,29 +383,24 @@ def race_figures(runs: int) -> Iterator[Figure]:
         yield "race without effects", f"{name}, {noise}, last look {last}", call
 
 
-def run(runs: int, seed: int = 0) -> dict[str, Any]:
-    """Return all figures by kind and name, each from a generator of its own."""
-    kinds = (error_figures, coverage_figures, power_figures, race_figures)
-    result: dict[str, Any] = {}
-    for kind, name, call in itertools.chain.from_iterable(figures(runs) for figures in kinds):
-        random = np.random.default_rng([seed, *f"{kind} {name}".encode()])
-        result.setdefault(kind, {})[name] = found = call(random=random)
-        print(kind, "|", name, "|", json.dumps(found), flush=True)
-    result["alpha spent"] = {str(last): spent(usual_looks(last)) for last in (8, 12, 20)}
-    return result
+KINDS = {
+    "errors": error_figures,
+    "coverage": coverage_figures,
+    "power": power_figures,
+    "races": race_figures,
+}
 
 
-def main() -> None:
-    """Simulate, print and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=2000, help="studies per figure (default 2000)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    began = time.monotonic()
-    result = run(options.runs, options.seed)
+def run(kind: str, runs: int, seed: int = 0) -> dict[str, Any]:
+    """Return all figures of a kind by title and name, each from a generator of its own."""
+    began, result = time.monotonic(), {}
+    for title, name, call in KINDS[kind](runs):
+        random = np.random.default_rng([seed, *f"{title} {name}".encode()])
+        result.setdefault(title, {})[name] = found = call(random=random)
+        print(title, "|", name, "|", json.dumps(found), flush=True)
     about = {
-        "runs": options.runs,
-        "seed": options.seed,
+        "runs": runs,
+        "seed": seed,
         "minutes": round((time.monotonic() - began) / 60, 1),
         "device": f"cpu ({platform.machine()}), one thread",
         "numpy": np.__version__,
@@ -413,8 +408,22 @@ def main() -> None:
         "python": platform.python_version(),
         "date": datetime.date.today().isoformat(),
     }
+    return {"about": about, **result}
+
+
+def main() -> None:
+    """Simulate, print, and write the results into what is there of other kinds."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=2000, help="studies per figure (default 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=KINDS, nargs="*", default=[*KINDS], help="default: all")
+    options = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
-    path.write_text(json.dumps({**about, **result}, indent=1) + "\n")
+    for kind in options.only:
+        found = run(kind, options.runs, options.seed)
+        before = json.loads(path.read_text()) if path.exists() else {}
+        before["alpha spent"] = {str(last): spent(usual_looks(last)) for last in (8, 12, 20)}
+        path.write_text(json.dumps({**before, kind: found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
