@@ -393,7 +393,8 @@ KINDS = {
 
 def run(kind: str, runs: int, seed: int = 0) -> dict[str, Any]:
     """Return all figures of a kind by title and name, each from a generator of its own."""
-    began, result = time.monotonic(), {}
+    began = time.monotonic()
+    result: dict[str, Any] = {}
     for title, name, call in KINDS[kind](runs):
         random = np.random.default_rng([seed, *f"{title} {name}".encode()])
         result.setdefault(title, {})[name] = found = call(random=random)
