@@ -16,7 +16,7 @@ from blocks import UsageError
 
 UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?){unit})?" for unit in UNITS))
-STARTUP = 15.0  # seconds that a study takes beside its trials: Ray, imports, the report
+STARTUP = 20.0  # seconds that a study takes beside its trials: Ray, imports, the report
 
 
 def parse_duration(text: str) -> float:

@@ -25,6 +25,8 @@ from ablate.findings import make_findings
 from ablate.ledger import Ledger
 from ablate.plan import FILE, read_plan
 from ablate.report import make_report, texts, write_report
+from ablate.search_methods import FOLDER
+from ablate.search_outcomes import RECORD
 from assemblies.checkpoint import CONFIG
 from blocks import UsageError
 from blocks.errors import Parser
@@ -60,7 +62,8 @@ def _files(study: Path) -> Iterator[Path]:
     """Yield the study's files that its report is made of, and the report."""
     plan, ledger = read_plan(study), Ledger(study)
     yield study / FILE
-    for pattern in ("report.*", "effects.csv", "table.tex", "*.png", "*.svg"):
+    search = (RECORD, f"{FOLDER}/*")
+    for pattern in ("report.*", "effects.csv", "table.tex", "*.png", "*.svg", *search):
         yield from sorted(study.glob(pattern))
     for trial in plan.trials:
         folder = ledger.folder(trial)

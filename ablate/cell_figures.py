@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ablate.findings import DECISIVE, METRICS
@@ -45,6 +46,7 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
         lower.set_title(f"improvement over {plan.reference}, %")
         lower.axhline(0, color=INK, linewidth=1.4, zorder=1)
         lower.set_xlabel("step")
+        lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == DECISIVE:
             steps = max(step for by_seed in gains.values() for s in by_seed.values() for step in s)
             label_ends(lower, {**ends, plan.reference: (steps, 0.0)}, inks)

@@ -98,11 +98,12 @@ def differences(a: Side, b: Side) -> list[str]:
 
 def _recipes_differ(a: Plan, b: Plan) -> list[str]:
     mine, theirs = (dataclasses.asdict(plan.stages[0].recipe) for plan in (a, b))
+    tuned = [{cell: row["values"] for cell, row in plan.tuned.items()} for plan in (a, b)]
     return [
         f"recipe {name}: {value!r} and {theirs[name]!r}"
         for name, value in mine.items()
-        if value != theirs[name]
-    ]
+        if value != theirs[name] and name not in a.searched & b.searched
+    ] + (["recipes tuned for each cell"] if tuned[0] != tuned[1] else [])
 
 
 def _other_trials(a: Plan, b: Plan) -> list[str]:
@@ -123,15 +124,15 @@ def _opening(
 ) -> list[str]:
     if differing:
         return [
-            f"The studies share {len(shared)} contrasts but are two experiments "
-            f"({'; '.join(differing[:3])}): their seeds are not pooled."
+            f"The studies share {len(shared)} contrast{'s' * (len(shared) != 1)} but are two "
+            f"experiments ({'; '.join(differing[:3])}): their seeds are not pooled."
         ]
     first = pooled[0] if pooled else None
     if first is None:
         return ["The studies share contrasts by name, but none with the same cells."]
     both = effect(first, "coca", _merged(a, b, "coca"), rule=Rule())
     return [
-        f"The studies are one experiment: {first.name} improves the CoCa loss by {percent(both)} "
+        f"The studies are one experiment: {first.name} changes the CoCa loss by {percent(both)} "
         f"over {len(both.seeds)} seeds together."
     ]
 

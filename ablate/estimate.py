@@ -15,7 +15,7 @@ from ablate.trial import Trial
 from assemblies import CoCa, Cost, contrastive_loss
 from blocks import Registry
 
-PROCESS = 350 * 2**20  # bytes of torch and everything else that any trial loads
+PROCESS = 600 * 2**20  # bytes of torch, Ray and everything else that any trial's process has
 COPIES = 5  # of the parameters: weights, gradients, two moments, and the best weights so far
 CHECKPOINT = 8  # more, while a checkpoint is written: weights, moments and best ones, twice
 REACHED = 0.4  # of a large matmul's speed; what nano and tiny cells reach on a CPU core
@@ -58,7 +58,7 @@ def estimate_memory(trial: Trial, price: Cost, registry: Registry) -> tuple[int,
     """Return the bytes that a trial's process needs, on the host and on the GPU, 0 without one."""
     weights = 4 * price.parameters
     kept = saved_bytes(trial, registry)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available():  # whose libraries take as much again and more
         return 4 * PROCESS + weights * (1 + CHECKPOINT), weights * (COPIES - 1) + kept
     return PROCESS + weights * (COPIES + CHECKPOINT) + kept, 0
 

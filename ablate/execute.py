@@ -1,97 +1,29 @@
-"""Runs trials side by side under Ray Tune; the only importer of Ray."""
+"""Runs trials side by side under Ray Tune; with `cluster` and `worker` the importers of Ray."""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablate import cluster
 from ablate.ledger import Ledger
+from ablate.log import study_log
 from ablate.progress import Watcher
-from ablate.stages import run_trial
-from ablate.train import DivergedError
-from ablate.trial import Trial, from_dict, to_dict
+from ablate.resources import Resources
+from ablate.trial import Trial, to_dict
+from ablate.worker import UNWRITABLE, train
 from blocks import UsageError, default_registry
 
-# Set before Ray is imported. One machine: everything listens on loopback and nothing phones home.
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours says what happens, then does the same
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-# One thread each: two spinning thread pools on two cores were measured to be 6-15x slower. And one
-# arena: Tune runs each trial in a new thread, and glibc would give each an arena that only grows.
-WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 MAX_CRASHES = 2  # a trial that crashes (out of memory, killed) is started again this often
-OBJECT_STORE_BYTES = (
-    100 * 2**20
-)  # trials pass no objects; Ray's default would take a third of memory
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Resources:
-    """What one trial gets: CPU cores and GPUs, fractions of a GPU allowed."""
-
-    cpus: float = 1
-    gpus: float = 0
-
-    @property
-    def threads(self) -> int:
-        """Return how many threads torch gets."""
-        return max(1, int(self.cpus))
-
-
-def cores() -> int:
-    """Return the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def choose_resources(gpus_per_trial: float | None) -> Resources:
-    """Return a trial's share: a GPU, or the fraction asked for, if there are any, else a core."""
-    import torch
-
-    found = torch.cuda.device_count()
-    wanted = (1.0 if found else 0.0) if gpus_per_trial is None else gpus_per_trial
-    if not 0 <= wanted <= found:
-        raise UsageError(f"--gpus-per-trial {wanted:g}: this machine has {found} GPUs")
-    if wanted > 1:
-        raise UsageError(f"--gpus-per-trial {wanted:g}: a trial trains on one GPU or a part of one")
-    if not wanted:
-        return Resources(cpus=1, gpus=0)
-    slots = found * int(1 / wanted)  # a trial's share is of one GPU
-    return Resources(cpus=max(1, cores() // slots) if cores() >= slots else 0.5, gpus=wanted)
-
-
-def side_by_side(resources: Resources) -> int:
-    """Return how many trials run at a time on this machine."""
-    import torch
-
-    slots = int(cores() / resources.cpus)
-    if resources.gpus:
-        slots = min(slots, torch.cuda.device_count() * int(1 / resources.gpus))
-    return max(1, slots)
-
-
-def worker_environment() -> dict[str, str]:
-    """Return the environment variables of a process that trains."""
-    return WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}
 
 
 def execute(
@@ -102,72 +34,82 @@ def execute(
     resources: Resources,
     watcher: Watcher,
 ) -> None:
-    """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM."""
+    """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM.
+
+    Ray is started on this machine, unless the resources are a running cluster's. Raises
+    `UsageError` where the study's directory cannot be written (any more), or not by all nodes.
+    """
     if not trials:
         return
-    os.environ.update({k: v for k, v in RAY_ENVIRONMENT.items() if k not in os.environ})
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-    from ray import tune
-
-    fingerprint = default_registry(plugins).fingerprint()
     for trial in trials:
         ledger.forget_failure(trial)
-    configs = [
-        {
-            "key": trial.key,
-            "trial": to_dict(trial),
-            "study": str(ledger.directory.resolve()),
-            "plugins": plugins,
-            "registry": fingerprint,
-            "threads": resources.threads,
-        }
-        for trial in trials
-    ]
-    with _ray(), _scratch() as scratch, _graceful_termination():
-        share = {"cpu": resources.cpus, "gpu": resources.gpus}
-        tuner = tune.Tuner(
-            tune.with_resources(_train, share),
-            param_space={"job": tune.grid_search(configs)},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,  # a new process for each trial would import torch again
-                trial_name_creator=_trial_id,
-                trial_dirname_creator=_trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="trials",
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
-                callbacks=[_relay(trials, ledger, watcher)],
-                progress_reporter=_silent_reporter(),
-            ),
+    shared = bool(resources.address)
+    cluster.load(loopback=not shared)
+    with study_log(ledger.directory), cluster.running(resources), _graceful_termination():
+        if shared:
+            cluster.check_shared(ledger.directory)
+        relay = _relay(trials, ledger, watcher)
+        with _scratch(ledger.directory if shared else None) as scratch:
+            _tuner(launch_order(trials), ledger, plugins, resources, scratch, relay).fit()
+    if relay.unwritable:
+        raise UsageError(
+            f"cannot write study {str(ledger.directory)!r}: {relay.unwritable}; "
+            "the same command goes on from here"
         )
-        tuner.fit()
-        ray.shutdown()
 
 
-def _train(config: dict[str, Any]) -> None:
-    """Run one trial inside a Ray worker."""
-    import torch
+def launch_order(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials seed by seed, the cells of each seed mixed: a study stopped early is balanced.
+
+    Nor does a drift of the machine fall on the same cells each time. Keys are hashes, so their
+    order is a mixed one, and the same whenever a study goes on.
+    """
+    return sorted(trials, key=lambda trial: (trial.pair, trial.key))
+
+
+def _tuner(
+    trials: Sequence[Trial],
+    ledger: Ledger,
+    plugins: tuple[str, ...],
+    resources: Resources,
+    scratch: Path,
+    relay: Any,
+) -> Any:
+    """Return Tune, ready to run the trials in this order."""
     from ray import tune
 
-    job = config["job"]
-    trial, ledger = from_dict(job["trial"]), Ledger(Path(job["study"]))
-    torch.set_num_threads(job["threads"])
-    registry = default_registry(tuple(job["plugins"]))
-    if registry.fingerprint() != job["registry"]:
-        raise RuntimeError(
-            "this worker has other blocks than the driver: plugins or versions differ"
-        )
-    try:
-        for metrics in run_trial(trial, ledger.folder(trial), registry):
-            tune.report(metrics)
-    except (DivergedError, UsageError):
-        ledger.record_failure(trial, traceback.format_exc())  # it would only happen again
-    except Exception:
-        ledger.record_failure(trial, traceback.format_exc())
-        raise
+    share = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
+    shared = {
+        "study": str(ledger.directory.resolve()),
+        "scratch": str(scratch),
+        "plugins": plugins,
+        "registry": default_registry(plugins).fingerprint(),
+        "threads": resources.threads,
+        "workers": resources.workers,
+        "share": share,
+    }
+    jobs = [{"key": trial.key, "trial": to_dict(trial), **shared} for trial in trials]
+    alone = resources.workers == 1
+    # With workers, Tune's own process only waits for them; Tune wants it to hold something.
+    own = {k.lower(): v for k, v in share.items()} if alone else {"cpu": 0, "memory": 1}
+    return tune.Tuner(
+        tune.with_resources(train, own),
+        param_space={"job": tune.grid_search(jobs)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=resources.slots,
+            reuse_actors=True,  # a new process for each trial would import torch again
+            trial_name_creator=_trial_id,
+            trial_dirname_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=MAX_CRASHES),
+            callbacks=[relay],
+            progress_reporter=_silent_reporter(),
+        ),
+    )
 
 
 def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
@@ -178,6 +120,7 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
         def __init__(self, by_key: dict[str, Trial], ledger: Ledger, watcher: Watcher) -> None:
             self.by_key = by_key
             self.ledger, self.watcher = ledger, watcher
+            self.unwritable = ""
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its callbacks in order to restore them, which we never do
@@ -191,6 +134,10 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
+            if UNWRITABLE in result:
+                self.unwritable = self.unwritable or result[UNWRITABLE]
+                os.kill(os.getpid(), signal.SIGUSR1)  # Tune stops: no trial could go on
+                return
             metrics = {k: v for k, v in result.items() if "/" in k or k in ("step", "seconds")}
             _quietly(self.watcher.measured, self.ours(trial), metrics)
 
@@ -223,17 +170,19 @@ def _conclude(trial: Trial, ledger: Ledger, watcher: Watcher) -> None:
         ledger.forget_failure(trial)
         _quietly(watcher.finished, trial, metrics)
         return
-    if ledger.failure(trial) is None:
-        ledger.record_failure(trial, "its worker process died (out of memory, or killed)")
-    _quietly(watcher.failed, trial, ledger.failure(trial))
+    reason = ledger.failure(trial)
+    if reason is None:
+        reason = "its worker process died (out of memory, or killed)"
+        _quietly(ledger.record_failure, trial, reason)
+    _quietly(watcher.failed, trial, reason)
 
 
 def _quietly(call: Any, *arguments: Any) -> None:
-    """Call a watcher; what it raises is logged and never stops a trial."""
+    """Call a watcher or the ledger; what it raises is logged and never stops a trial."""
     try:
         call(*arguments)
     except Exception:
-        log.exception("a watcher failed; the study goes on")
+        log.exception("the study goes on without this")
 
 
 def _trial_id(trial: Any) -> str:
@@ -241,39 +190,12 @@ def _trial_id(trial: Any) -> str:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    import ray
-    import torch
+def _scratch(shared: Path | None) -> Iterator[Path]:
+    """Hold Tune's own files for the run; the study's ledger is the record, not they.
 
-    for name in ("ray", "ray.tune", "ray.train"):  # failures are told by the watcher, in one line
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    ray.init(
-        num_cpus=cores(),
-        num_gpus=torch.cuda.device_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL + 1,
-        object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": worker_environment()},
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _import_path() -> str:
-    """Return the path under which workers find this package and what the driver could import."""
-    here = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join(
-        dict.fromkeys([here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    )
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """Hold Tune's own files for the run; the study's ledger is the record, not they."""
-    directory = Path(tempfile.mkdtemp(prefix="ablate-"))
+    On a cluster they are in the study's directory, which all nodes see.
+    """
+    directory = Path(tempfile.mkdtemp(prefix=".ablate-", dir=shared and shared.resolve()))
     try:
         yield directory
     finally:

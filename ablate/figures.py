@@ -36,6 +36,8 @@ from ablate.ink import (
 )
 from ablate.ledger import Ledger
 from ablate.plan import Plan
+from ablate.search_figures import history
+from ablate.search_outcomes import read_found
 from ablate.statistics import t_interval
 
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
@@ -54,6 +56,7 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
         "interactions": lambda: interactions(plan, ledger),
         "curves": lambda: curves(plan, ledger),
         "cost": lambda: cost_against_quality(plan, ledger),
+        "search": lambda: history(read_found(ledger.directory)) if plan.tuned else None,
     }
     paths = []
     for stem, draw in made.items():

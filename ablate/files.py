@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,13 @@ from blocks import UsageError
 
 UMASK = os.umask(0)
 os.umask(UMASK)
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Return whether a disk is full, over quota or read-only; safetensors says so in words only."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+    found = getattr(error, "errno", None)
+    return found in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def cache_directory() -> Path:

@@ -29,6 +29,9 @@ from assemblies.config import to_dict as cell_to_dict
 from blocks import Registry, UsageError
 
 MEASURED, RECORDED, ESTIMATED = "measured", "recorded", "estimated"
+# Bytes that a worker has beside a trial: Ray and Tune, and what earlier trials left in it. Without
+# them benchmarks/forecast.py found 471 MiB predicted and 728 MiB real.
+WORKER = 250 * 2**20
 SLOWEST = 60.0  # seconds that measuring a cell may be expected to take
 # Of a recipe: what changes neither the time of a step nor that of an evaluation.
 FREE = {
@@ -175,7 +178,7 @@ def _from_measurement(trial: Trial, found: Measurement, trained: Mapping[str, fl
         seconds[stage.name] = trained.get(stage.name, training) + around
     return Forecast(
         stages=seconds,
-        memory=found.memory,
+        memory=found.memory + WORKER,
         gpu_memory=found.gpu_memory,
         basis=RECORDED if seconds.keys() <= trained.keys() else MEASURED,
     )

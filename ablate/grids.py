@@ -14,6 +14,7 @@ from blocks import BlockSpec, Registry, UsageError, parse
 from blocks.errors import unknown
 
 Change = Callable[[CoCaConfig], CoCaConfig]
+Design = Callable[[Mapping[str, CoCaConfig], Registry], Grid]  # of the presets, by name
 PAPER = Contrast(
     name="baseline -> grr",
     pairs=(("baseline", "grr"),),
@@ -23,22 +24,24 @@ PAPER = Contrast(
 
 
 def make_grid(
-    name: str,
+    name: str | Design,
     size: str,
     registry: Registry,
     change: Change = lambda cell: cell,
     origin: CoCaConfig | None = None,
 ) -> Grid:
-    """Return a named grid at a size; ``change`` applies the user's settings to every preset.
+    """Return a grid, by name or design, at a size; ``change`` applies settings to every preset.
 
-    Blocks that plugins add enter every grid as single swaps from grr, or from the checkpoint in
-    grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
+    Blocks that plugins add enter every named grid as single swaps from grr, or from the checkpoint
+    in grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
     """
-    if name not in GRIDS:
+    if isinstance(name, str) and name not in GRIDS:
         raise unknown("grid", name, GRIDS)
     cells = {key: change(preset(key, size)) for key in ("original", "baseline", "grr")}
     if origin is not None:
         cells["checkpoint"] = change(origin)
+    if not isinstance(name, str):
+        return name(cells, registry)
     grid = GRIDS[name](cells, registry)
     base = "checkpoint" if name == "transplant" else "grr"
     added = plugin_cells(base, cells[base], registry)
@@ -202,7 +205,7 @@ def _transplant(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     )
 
 
-GRIDS: dict[str, Callable[[Mapping[str, CoCaConfig], Registry], Grid]] = {
+GRIDS: dict[str, Design] = {
     "smoke": _smoke,
     "paper": _paper,
     "swaps": _swaps,

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
+from ablate.cluster import find_nodes
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
 from ablate.findings import held_race
 from ablate.ledger import Ledger
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
-from ablate.provenance import launch_note
+from ablate.provenance import launch_note, without_passwords
 from ablate.race import look_words, needed
 from ablate.report import write_report
+from ablate.resources import Resources, Scheduling, choose_resources
 from ablate.tracking import Tracker
 from ablate.trial import Trial
 from blocks import UsageError, default_registry
@@ -59,24 +63,35 @@ class Launch:
     """How a study is run: what changes none of its numbers.
 
     ``arguments`` are those of the command, for the record; ``output`` is one of
-    `ablate.progress.OUTPUTS`.
+    `ablate.progress.OUTPUTS`; ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
+    to need, 0 where nothing is known.
     """
 
     arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
     output: str = "auto"
-    gpus_per_trial: float | None = None
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def resources(self) -> Resources:
+        """Return what a trial gets, of this machine or of the cluster; raises `UsageError`."""
+        nodes = find_nodes(self.scheduling.address)
+        needs = {"memory": self.memory, "gpu_memory": self.gpu_memory}
+        return choose_resources(self.scheduling, nodes, **needs)
 
 
 def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
     """Run what is left of a plan, write the report, and return the exit code."""
-    from ablate.execute import choose_resources, execute
+    from ablate.execute import execute
 
     def say(text: str) -> None:
         Console(stderr=True).print(text, style="yellow", markup=False)
 
-    resources = choose_resources(launch.gpus_per_trial)
+    resources = launch.resources()
+    if resources.note:
+        say(resources.note)
     with ledger.locked():
         refuse_other_study(plan, ledger)
         if left_out := _left_out(plan, ledger):
@@ -105,13 +120,23 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)
         unfinished = [trial for trial in wanted if ledger.result(trial) is None]
-        tracker.close([*findings.effects, *findings.noise], paths)
+        tracker.close([*findings.effects, *findings.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
-    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
-    where = f"\nreport: {paths[0]}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
-    console.print(where, highlight=False, markup=False, soft_wrap=True)
+    tell_where(paths[0], launch, console)
     return _conclude(unfinished, ledger, console)
+
+
+def tell_where(report: Path, launch: Launch, console: Console) -> None:
+    """Say where the report is, in the output asked for."""
+    if launch.output == "quiet":
+        print(report)
+    elif launch.output == "json":
+        print(json.dumps({"event": "report", "path": str(report)}))
+    shown = without_passwords(launch.mlflow)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
+    where = f"\nreport: {report}\nMLflow: {shown} (python -m ablate.ui{store})"
+    console.print(where, highlight=False, markup=False, soft_wrap=True)
 
 
 def run_looks(
@@ -181,10 +206,16 @@ def _identity(plan: Plan) -> dict[str, Any]:
     found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
     found["aim"] = plan.aim
     found["smallest_effect"] = plan.smallest_effect
+    found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:
-        prefix = f"{stage.name} " if stage.is_finetuning else ""
-        found |= {f"{prefix}{k}": v for k, v in dataclasses.asdict(stage.recipe).items()}
+        own = dataclasses.asdict(stage.recipe)
+        shared = {name: value for name, value in own.items() if name not in plan.searched}
+        found |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
     return found
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:

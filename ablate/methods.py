@@ -80,7 +80,8 @@ def methods_section(plan: Plan) -> Section:
 
 
 def _recipes(plan: Plan) -> Table:
-    recipes = [dataclasses.asdict(stage.recipe) for stage in plan.stages]
+    own = dict.fromkeys(plan.searched, "tuned for each cell")
+    recipes = [dataclasses.asdict(stage.recipe) | own for stage in plan.stages]
     rows = [(name, *(str(recipe[name]) for recipe in recipes)) for name in recipes[0]]
     return Table(title="Recipe", header=("", *(s.name for s in plan.stages)), rows=rows)
 

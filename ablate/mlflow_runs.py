@@ -21,8 +21,9 @@ from ablate.effects import Effect
 from ablate.files import digest, read_json, write_json
 from ablate.ledger import Ledger
 from ablate.mlflow_batches import MAX_VALUE
-from ablate.mlflow_store import absolute_store, connect, is_active, make_experiment, shown_store
+from ablate.mlflow_store import absolute_store, connect, is_active, make_experiment
 from ablate.plan import Plan, read_launches
+from ablate.provenance import without_passwords
 from ablate.shared_view import views
 from ablate.trial import Stage, Trial
 from assemblies.config import flatten
@@ -57,7 +58,7 @@ class StudyRuns:
         self.client = None
         client = connect(self.uri, warn)
         number = make_experiment(client, self.uri)
-        noted = (read_json(self.manifest) or {}).get(shown_store(self.uri)) or {}
+        noted = (read_json(self.manifest) or {}).get(without_passwords(self.uri)) or {}
         fresh = {"experiment": number, "parent": "", "children": {}, "effects": {}, "artifacts": {}}
         again = noted.get("experiment") == number and is_active(client, noted.get("parent", ""))
         self.known, self.client = {**fresh, **noted} if again else fresh, client
@@ -65,8 +66,8 @@ class StudyRuns:
             client.update_run(self.parent, status="RUNNING")
             self._reconcile()
         else:
-            self.known["parent"] = self._create(self.ledger.directory.name, STUDY, {})
-            self._remember()
+            self.known["parent"] = self.create(self.ledger.directory.name, STUDY, {})
+            self.remember()
         self._describe_study()
         self._offer_views()
 
@@ -94,7 +95,7 @@ class StudyRuns:
         if new:
             mlflow_batches.log_metrics(self.client, child["run"], new)
             child["step"] = new[-1]["step"]
-            self._remember()
+            self.remember()
         return bool(new)
 
     def finished(self, trial: Trial) -> bool:
@@ -114,7 +115,7 @@ class StudyRuns:
             self._log_model(child["run"], trial, stage)
         self.client.set_terminated(child["run"], "FINISHED", end_time=int(end))
         child["final"] = True
-        self._remember()
+        self.remember()
         return True
 
     def failed(self, trial: Trial, reason: str) -> bool:
@@ -127,7 +128,7 @@ class StudyRuns:
         self.client.set_tag(child["run"], "ablate.failure", last)
         self.client.set_terminated(child["run"], "FAILED")
         child["failed"] = last
-        self._remember()
+        self.remember()
         return True
 
     def caught_up(self, trial: Trial) -> bool:
@@ -162,7 +163,7 @@ class StudyRuns:
                 self.client.log_artifact(self.parent, str(path), str(place))
                 self.known["artifacts"][name] = content
                 changed += 1
-                self._remember()
+                self.remember()
         return changed
 
     def write_sample(self, sample: Mapping[str, float]) -> None:
@@ -173,18 +174,21 @@ class StudyRuns:
                 self.client, self.parent, [{"step": self.known["samples"], **sample}]
             )
 
-    def ended(self) -> None:
-        """End the study's run, and those of trials that were stopped, as the ledger has them."""
-        left = [trial for trial in self.plan.trials if self.ledger.result(trial) is None]
+    def ended(self, wanted: Sequence[Trial]) -> None:
+        """End the study's run, and those of trials that were stopped, as the ledger has them.
+
+        ``wanted`` are the trials that the study needs: a race may end before all of its plan.
+        """
+        left = [trial for trial in wanted if self.ledger.result(trial) is None]
         failures = [trial for trial in left if self.ledger.failure(trial) is not None]
         for child in self.known["children"].values():
             if not child["final"] and "failed" not in child:
                 self.client.set_terminated(child["run"], "KILLED")
-        done = len(self.plan.trials) - len(left)
-        self.client.set_tag(self.parent, "ablate.trials", f"{done} of {len(self.plan.trials)} done")
+        done = f"{len(wanted) - len(left)} of {len(wanted)} done"
+        self.client.set_tag(self.parent, "ablate.trials", done)
         status = "FAILED" if failures else "KILLED" if left else "FINISHED"
         self.client.set_terminated(self.parent, status)
-        self._remember()
+        self.remember()
 
     def _clear_failure(self, child: dict[str, Any]) -> None:
         if child.pop("failed", None) is not None:
@@ -207,13 +211,17 @@ class StudyRuns:
                 del group[key]
             noted |= {entry["run"] for entry in group.values()}
         for run in (run for number, run in there.items() if number not in noted):
+            is_trial = run.data.tags.get("ablate.role") == TRIAL  # a search's run has a key as well
             key = run.data.tags.get("ablate.key")
-            if key in {t.key for t in self.plan.trials} - self.known["children"].keys():
+            if (
+                is_trial
+                and key in {t.key for t in self.plan.trials} - self.known["children"].keys()
+            ):
                 self.known["children"][key] = _entry(run.info.run_id, run.info.start_time)
         planned = {trial.key for trial in self.plan.trials}
         for key, child in self.known["children"].items():
             self._mark(child, key in planned)
-        self._remember()
+        self.remember()
 
     def _mark(self, entry: dict[str, Any], current: bool) -> bool:
         """Tag a run with whether it still belongs to the study; returns whether that is new."""
@@ -223,7 +231,8 @@ class StudyRuns:
         entry["current"] = current
         return True
 
-    def _create(self, name: str, role: str, tags: Mapping[str, str], began: int = 0) -> str:
+    def create(self, name: str, role: str, tags: Mapping[str, str], began: int = 0) -> str:
+        """Create a run, under the study's unless it is that, and return its id."""
         everyone = {
             "mlflow.runName": name,
             "mlflow.source.name": "ablate.run",
@@ -269,7 +278,7 @@ class StudyRuns:
                     self.known[tag] = view
                 except Exception:
                     log.debug("no shared view", exc_info=True)
-        self._remember()
+        self.remember()
 
     def _child(self, trial: Trial) -> dict[str, Any]:
         """Return what is known of the trial's run, created where there is none."""
@@ -279,15 +288,15 @@ class StudyRuns:
             tags = {f"block.{path}": spelling for path, (_, spelling) in spelt}
             tags |= {"ablate.cell": trial.name, "ablate.key": trial.key}
             began = mlflow_batches.now()
-            run = self._create(f"{trial.name} seed {trial.seed}", TRIAL, tags, began)
+            run = self.create(f"{trial.name} seed {trial.seed}", TRIAL, tags, began)
             found = self.known["children"][trial.key] = _entry(run, began)
-            self._remember()
+            self.remember()
         found.setdefault("began", mlflow_batches.now())  # noted by an earlier version
         if not found.get("described"):
             mlflow_batches.log_params(self.client, found["run"], _parameters(trial, self.plan))
             mlflow_batches.log_data(self.client, found["run"], trial.stages)
             found["described"] = True
-            self._remember()
+            self.remember()
         return found
 
     def _write_effect(self, name: str, own: Sequence[Effect]) -> bool:
@@ -305,9 +314,9 @@ class StudyRuns:
         state = digest([{k: repr(v) for k, v in numbers.items()}, tags])
         found = self.known["effects"].get(name)
         if found is None:
-            run = self._create(name, EFFECT, {"ablate.contrast": name})
+            run = self.create(name, EFFECT, {"ablate.contrast": name})
             found = self.known["effects"][name] = {"run": run, "state": "", "writes": 0}
-            self._remember()
+            self.remember()
         if found["state"] == state:
             return False
         # Each change is a step of its own, since MLflow shows the value of the highest step.
@@ -318,7 +327,7 @@ class StudyRuns:
         mlflow_batches.log_tags(self.client, found["run"], tags)
         self.client.set_terminated(found["run"], "FINISHED")
         found |= {"state": state, "writes": found["writes"] + 1}
-        self._remember()
+        self.remember()
         return True
 
     def _log_model(self, run: str, trial: Trial, stage: Stage) -> None:
@@ -330,10 +339,10 @@ class StudyRuns:
             for path in files:
                 self.client.log_artifact(run, str(path), f"{stage.prefix}model")
 
-    def _remember(self) -> None:
+    def remember(self) -> None:
         """Note what the store has. A password stays out of a file that is handed on."""
         noted = read_json(self.manifest) or {}
-        write_json(self.manifest, {**noted, shown_store(self.uri): self.known})
+        write_json(self.manifest, {**noted, without_passwords(self.uri): self.known})
 
 
 def _entry(run: str, began: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ablate.plan import Plan
 from ablate.sections import adding_up, percent
 from ablate.statistics import ALPHA, detectable_effect
 
+MOST_NAMED = 4  # of clear effects in a sentence
 NOT_YET = "No contrast is complete yet."
 
 
@@ -45,12 +46,9 @@ def stamp(plan: Plan, found: Findings) -> str:
 
 def _what(plan: Plan, found: Findings, main: Effect) -> str:
     tuned = found.of(main.contrast, FINETUNED + DECISIVE)
-    later = (
-        f"; as the mean of {len(plan.stages) - 1} fine-tunings by {percent(tuned)} "
-        f"({tuned.verdict})"
-        if tuned
-        else ""
-    )
+    count = len(plan.stages) - 1
+    when = f"as the mean of {count} fine-tunings" if count > 1 else "after fine-tuning"
+    later = f"; {when} by {percent(tuned)} ({tuned.verdict})" if tuned else ""
     verb = {"improved": "improves", "worse": "worsens"}.get(main.verdict, "changes")
     return (
         f"{main.contrast} {verb} the CoCa loss by {percent(main)} over {seeds_words(main.seeds)}"
@@ -88,7 +86,9 @@ def _which(plan: Plan, found: Findings) -> str:
         return ""
     clear = sorted((e for e in singles if verdict_is_clear(e.verdict)), key=lambda e: -e.estimate)
     best = max(singles, key=lambda e: e.estimate)
-    if clear:
+    if len(clear) > MOST_NAMED:
+        start = _in_sum(clear)
+    elif clear:
         words = ", ".join(f"{e.contrast} {percent(e)} ({e.verdict})" for e in clear)
         start = f"Of the single swaps these are clear: {words}."
     elif best.estimate > 0:
@@ -97,6 +97,16 @@ def _which(plan: Plan, found: Findings) -> str:
         start = f"No single swap improves; the best is {best.contrast} with {percent(best)}."
     whole = found.attributions.get(DECISIVE)
     return f"{start} {adding_up(whole)}" if whole else start
+
+
+def _in_sum(clear: Sequence[Effect]) -> str:
+    """Return how many effects are clear, of effects from the best to the worst, and the ends."""
+    better = sum(e.estimate > 0 for e in clear)
+    best, worst = (f"{e.contrast} {percent(e)} ({e.verdict})" for e in (clear[0], clear[-1]))
+    return (
+        f"Of the single swaps {better} clearly improve and {len(clear) - better} clearly worsen; "
+        f"the best of them is {best}, the worst {worst}."
+    )
 
 
 def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from ablate.budget import Proposal
 from ablate.grids import GRIDS
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.race import AIMS, IMPROVEMENTS
+from ablate.resources import Scheduling
+from ablate.search_request import add_flags
 from assemblies import SIZES
 from blocks import UsageError
 from blocks.errors import Parser
@@ -27,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m ablate.run --grid full --seeds 5 --set lr=0.002 "
         "--plugin my_norm.py",
     )
-    top.add_argument("--grid", required=True, help=", ".join(GRIDS))
+    top.add_argument("--grid", help=f"{', '.join(GRIDS)}; a walk over blocks finds its own")
     top.add_argument("--size", default="nano", help=f"{', '.join(SIZES)} (default nano)")
     top.add_argument("--seeds", type=int, help="how many (default: the grid's own, mostly 3)")
     top.add_argument(
@@ -112,8 +115,32 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="print an object a line, for programs",
     )
-    top.add_argument("--gpus-per-trial", type=float, metavar="SHARE", help="default 1, if any")
+    add_scheduling(top)
+    add_flags(top)
     return top
+
+
+def add_scheduling(top: argparse.ArgumentParser) -> None:
+    """Add what a trial gets of the machine, or of which cluster."""
+    group = top.add_argument_group("scheduling", "changes no result; see docs/cluster.md")
+    for flag, kind, words in (
+        ("gpus", float, "0.25: four trials share a GPU; 4: a trial trains on four (by memory)"),
+        ("cpus", float, "cores of a trial (default: so that none is idle)"),
+        ("workers", int, "processes that train one trial together (default: one per GPU)"),
+    ):
+        group.add_argument(f"--{flag}-per-trial", type=kind, metavar="NUMBER", help=words)
+    group.add_argument(
+        "--max-concurrent", type=int, metavar="NUMBER", help="trials side by side, at most"
+    )
+    group.add_argument(
+        "--address", default="", metavar="HOST:PORT", help="a running Ray cluster's, or auto"
+    )
+
+
+def read_scheduling(options: argparse.Namespace) -> Scheduling:
+    """Return what those flags ask for; raises `UsageError` for what no machine could give."""
+    names = [field.name for field in dataclasses.fields(Scheduling)]
+    return Scheduling(**{name: getattr(options, name) for name in names})
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:

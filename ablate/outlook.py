@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ablate.budget import Proposal, Work, propose, smallest_seconds, total_seconds, work_left
+from ablate.cluster import find_nodes, worker_environment
 from ablate.effects import FEWEST_SEEDS, Rule, effect
 from ablate.estimate import gpu_memory, host_memory
-from ablate.execute import choose_resources, side_by_side, worker_environment
 from ablate.findings import DECISIVE, stage_losses
 from ablate.forecast import Forecast
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.plan import Plan, read_plan
+from ablate.resources import Scheduling, choose_resources
+from ablate.search_methods import trials_left
 from ablate.statistics import ALPHA, detectable_effect
+from ablate.trial import PRETRAIN
 from blocks import UsageError
 
 ASSUMED = 1.0  # percent: about what the nano studies in docs/results show
@@ -29,7 +32,8 @@ class Outlook:
     """A plan's prospects.
 
     ``deviation`` is how much paired improvements in CoCa loss vary from seed to seed, in percent,
-    and ``source`` where that number comes from. ``work`` is what the ledger has not, ``slots`` how
+    and ``source`` where that number comes from. ``work`` is what the ledger has not, and ``search``
+    what a search trains before it (a cell's first trial stands for each training). ``slots`` is how
     many trials run side by side, ``memory`` the bytes that the machine has for all of them (or one
     of its GPUs, for the ``sharing`` trials on it), and ``began`` when the study would start.
     """
@@ -37,6 +41,7 @@ class Outlook:
     deviation: float
     source: str
     work: list[Work]
+    search: list[Work] = field(default_factory=list)
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     slots: int = 1
     sharing: int = 1
@@ -46,7 +51,7 @@ class Outlook:
     @property
     def seconds(self) -> float:
         """Return the predicted seconds of all that is left."""
-        return total_seconds(self.work, self.forecasts, self.slots)
+        return total_seconds([*self.search, *self.work], self.forecasts, self.slots)
 
     @property
     def needed(self) -> int:
@@ -60,11 +65,11 @@ class Outlook:
 
     def propose(self, plan: Plan, budget: float) -> Proposal | None:
         """Return the largest design that fits into so many seconds, or None."""
-        return propose(plan, self.work, self.forecasts, self.slots, budget)
+        return propose(plan, [*self.search, *self.work], self.forecasts, self.slots, budget)
 
     def least(self, plan: Plan) -> float:
         """Return the seconds of the smallest design."""
-        return smallest_seconds(plan, self.work, self.forecasts, self.slots)
+        return smallest_seconds(plan, [*self.search, *self.work], self.forecasts, self.slots)
 
 
 def expected_deviation(given: str, plan: Plan, ledger: Ledger) -> tuple[float, str]:
@@ -120,11 +125,11 @@ def smallest_effects(
     return found
 
 
-def make_conditions(gpus_per_trial: float | None, plugins: tuple[str, ...]) -> Conditions:
-    """Return how trials will run on this machine; raises `UsageError` for what it has not."""
-    resources = choose_resources(gpus_per_trial)
+def make_conditions(asked: Scheduling, plugins: tuple[str, ...]) -> Conditions:
+    """Return how trials will run; raises `UsageError` for what the machine, or cluster, has not."""
+    resources = choose_resources(asked, find_nodes(asked.address))
     return Conditions(
-        slots=side_by_side(resources),
+        slots=resources.slots,
         threads=resources.threads,
         per_gpu=int(1 / resources.gpus) if resources.gpus else 0,
         plugins=plugins,
@@ -145,6 +150,11 @@ def make_outlook(
         deviation=expected,
         source=source,
         work=work_left(plan, ledger),
+        search=[
+            Work(trial=plan.of_cell(name)[0], stages=(PRETRAIN,))
+            for name, count in trials_left(plan, ledger).items()
+            for _ in range(count)
+        ],
         forecasts=forecasts,
         slots=conditions.slots,
         sharing=conditions.per_gpu or conditions.slots,

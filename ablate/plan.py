@@ -32,7 +32,8 @@ class Plan:
     ``factorial`` names the swaps that are in each cell of a full factorial, if the grid holds one.
     ``noise`` is the A/A contrast, if there is one. ``references`` are, by stage, the test losses of
     knowing nothing; ``blocks`` the hash of the source of every block used, by spelling, and
-    ``code`` that of what assembles and trains.
+    ``code`` that of what assembles and trains. ``search`` declares the search before the seeds run,
+    if there is one, and ``tuned`` the recipes that it found, by cell (`ablate.search_recipes`).
     """
 
     grid: str
@@ -55,11 +56,18 @@ class Plan:
     looks: tuple[int, ...] = ()
     aim: str = "improvements"
     exploratory: bool = False
+    search: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Return the stages that every trial has."""
-        return self.trials[0].stages
+        """Return the stages that every trial has; fields of ``searched`` may differ by cell."""
+        return self.trials[0].stages if self.trials else ()
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Return the fields of recipes that a search has chosen for each cell by itself."""
+        return frozenset(self.search.get("fields", ()))
 
     @functools.cached_property
     def cells(self) -> dict[str, CoCaConfig]:

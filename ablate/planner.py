@@ -14,7 +14,7 @@ from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
 from ablate.data.dataset import open_dataset
 from ablate.evaluate import references
 from ablate.grid import Contrast, Grid, swap
-from ablate.grids import make_grid
+from ablate.grids import Design, make_grid
 from ablate.plan import AGAIN, Plan
 from ablate.pricing import price
 from ablate.proof import prove_swaps
@@ -52,7 +52,7 @@ class Declared:
 
 
 def make_plan(
-    grid_name: str,
+    grid_name: str | Design,
     size: str,
     seeds: int | None,
     settings: Mapping[str, Any],
@@ -60,7 +60,7 @@ def make_plan(
     sources: Sequence[str] | None = None,
     declared: Declared = Declared(),
 ) -> Plan:
-    """Return the plan for a grid; raises `UsageError` for anything that cannot be meant.
+    """Return the plan for a grid, by name or design; raises `UsageError` for what cannot be meant.
 
     ``sources`` are the data sets to fine-tune on, by default the grid's own.
     """
@@ -162,7 +162,7 @@ def _block_hashes(cells: Sequence[CoCaConfig], registry: Registry) -> dict[str, 
 
 
 def _make_grid(
-    name: str, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
+    name: str | Design, size: str, registry: Registry, settings: Mapping[str, Any], initial: str
 ) -> Grid:
     """Return a named grid with the user's settings, fit for a checkpoint to start from, if any."""
     _refuse_varied(settings)
@@ -191,6 +191,26 @@ def _make_trial(
     first = looks[PRETRAIN].fingerprint
     other = MAX_SEEDS * name.endswith(AGAIN)
     return make_trial(name, cell, recipes[PRETRAIN], seed + other, first, registry, later)
+
+
+def retune(
+    plan: Plan, recipes: Mapping[str, Recipe], settings: Mapping[str, Any], registry: Registry
+) -> Plan:
+    """Return the plan with a recipe for each cell; fine-tunings follow from it by the same rule.
+
+    ``settings`` are those that the plan was made with.
+    """
+    own = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+    trials = []
+    for trial in plan.trials:
+        recipe, later = recipes[_original(trial.name)], trial.stages[1:]
+        data = {stage.name: stage.data_fingerprint for stage in trial.stages}
+        tunings = finetunings([stage.recipe.data for stage in later], recipe, own)
+        stages = [(name, r, data[name]) for name, r in tunings.items()]
+        trials.append(
+            make_trial(trial.name, trial.cell, recipe, trial.seed, data[PRETRAIN], registry, stages)
+        )
+    return replace(plan, trials=trials)
 
 
 def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

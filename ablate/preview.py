@@ -85,7 +85,8 @@ def _effort(plan: Plan, outlook: Outlook) -> list[str]:
         )
     if outlook.forecasts and outlook.work:
         lines.append(
-            f"predicted: {spell_duration(outlook.seconds)} for {len(outlook.work)} trials, "
+            f"predicted: {spell_duration(outlook.seconds)} for {len(outlook.work)} trials"
+            f"{f' and {len(outlook.search)} trainings of the search' * bool(outlook.search)}, "
             f"{outlook.slots} side by side; done by {spell_time(outlook.began, outlook.end)}"
         )
         if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):

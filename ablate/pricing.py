@@ -29,7 +29,7 @@ def price(
     first: dict[CoCaConfig, str] = {}
     for name, given in cells.items():
         cell = normalise(given, registry)
-        _require_backends(cell)
+        require_backends(cell)
         loss_weights(cell, recipe)
         if cell in first:
             same[name] = first[cell]
@@ -40,14 +40,14 @@ def price(
         except Unsupported as error:
             skipped[name] = str(error)
         except Exception as error:  # a plugin's code may raise anything
-            raise _explain(name, cell, error, registry) from error
+            raise explain(name, cell, error, registry) from error
     if not costs:
         reasons = "; ".join(dict.fromkeys(skipped.values()))
-        raise UsageError(f"no cell can be built: {reasons}")
+        raise UsageError(f"no cell of the grid can be built: {reasons}")
     return costs, skipped, same
 
 
-def _require_backends(cell: CoCaConfig) -> None:
+def require_backends(cell: CoCaConfig) -> None:
     """Refuse an attention backend that the trials' device lacks; meta, used by plans, has all."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for path, (_, spelling) in cell.spellings().items():
@@ -59,7 +59,7 @@ def _require_backends(cell: CoCaConfig) -> None:
                 raise UsageError(f"{path}: {error}") from None
 
 
-def _explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
+def explain(name: str, cell: CoCaConfig, error: Exception, registry: Registry) -> UsageError:
     """Say which cell cannot take a training step, which plugins it uses, and where it broke."""
     used = {
         f"{kind}/{registry.get(kind, spelling).name}": registry.get(kind, spelling)

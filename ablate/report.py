@@ -24,7 +24,9 @@ from ablate.ledger import Ledger
 from ablate.methods import methods_section, problems_section, provenance_section
 from ablate.opening import opening, stamp
 from ablate.plan import Plan, read_plan
+from ablate.race import race_section
 from ablate.render import html, latex, markdown
+from ablate.search_methods import search_section
 from ablate.sections import (
     attribution_section,
     captions_section,
@@ -48,11 +50,13 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
     sections = [
         *paper_section(plan, found),
         effects_section(plan, found),
+        *race_section(plan, ledger, found),
         *attribution_section(found),
         cells_section(plan, ledger),
         *captions_section(plan),
         *examples_section(found),
         *problems_section(plan, ledger, found),
+        *search_section(plan),
         methods_section(plan),
         provenance_section(plan, ledger),
     ]

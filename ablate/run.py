@@ -16,16 +16,27 @@ from rich.console import Console
 
 from ablate import keywords
 from ablate.budget import parse_duration
-from ablate.forecast import Forecast, forecast, known
+from ablate.files import is_disk_error
+from ablate.forecast import ESTIMATED, Forecast, forecast, known
+from ablate.grids import Design
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.mlflow_store import check_store
-from ablate.options import parse_settings, parser, smaller_command, split_names
+from ablate.options import parse_settings, parser, read_scheduling, smaller_command, split_names
 from ablate.outlook import Outlook, make_conditions, make_outlook
-from ablate.plan import Plan
+from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
 from ablate.race import IMPROVEMENTS
+from ablate.search_request import (
+    FOUND,
+    Request,
+    announce,
+    as_tuned_before,
+    base_grid,
+    declare,
+    read_request,
+)
 from ablate.sequential import choose_looks
 from ablate.workflow import parse_stages
 from blocks import Registry, UsageError, default_registry
@@ -56,40 +67,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    except OSError as error:
+        if not is_disk_error(error):
+            raise
+        print(f"error: {error}; the same command goes on from here", file=sys.stderr)
+        return BAD_USAGE
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
 
 
 def _main(options: argparse.Namespace, console: Console) -> int:
+    request = read_request(options)
     ledger = Ledger(study_directory(options))
     check_store(options.mlflow)
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
     registry = default_registry(plugins)
     budget = None if options.budget is None else parse_duration(options.budget)
-    conditions = make_conditions(options.gpus_per_trial, plugins)
-    plan = _plan(options, registry)
-    forecasts = _forecast(plan, ledger, registry, conditions, options)
-    outlook = make_outlook(plan, ledger, conditions, forecasts, options.deviation)
-    refusal = _present(plan, outlook, budget, options, console)
+    conditions = make_conditions(read_scheduling(options), plugins)
+    walks = request is not None and request.over == "blocks"
+    plan = _plan(options, registry, base_grid if walks else options.grid)
+    plan = plan if request is None else declare(request, plan)
+    ahead = as_tuned_before(plan, parse_settings(options.set), ledger, registry)
+    forecasts = _forecast(ahead, ledger, registry, conditions, options)
+    outlook = make_outlook(ahead, ledger, conditions, forecasts, options.deviation)
+    refusal = _present(ahead, outlook, budget, options, console)
     if options.plan:
         return DONE
     if refusal:
         raise UsageError(refusal)
+    return _run(request, plan, ledger, registry, plugins, options, console, forecasts)
+
+
+def _run(
+    request: Request | None,
+    plan: Plan,
+    ledger: Ledger,
+    registry: Registry,
+    plugins: tuple[str, ...],
+    options: argparse.Namespace,
+    console: Console,
+    forecasts: Mapping[str, Forecast],
+) -> int:
+    """Run or continue the plan, after its search if it has one; return the exit code."""
     from ablate.launch import Launch, run_study  # with all that draws; a plan does without
 
+    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
         output=options.output,
-        gpus_per_trial=options.gpus_per_trial,
+        scheduling=read_scheduling(options),
+        memory=max((f.memory for f in sound), default=0),
+        gpu_memory=max((f.gpu_memory for f in sound), default=0),
     )
-    return run_study(plan, ledger, launch, console)
+    if request is None:
+        return run_study(plan, ledger, launch, console)
+    from ablate.search_command import Searching, run_searched  # with Optuna
+
+    searching = Searching(
+        request=request,
+        ledger=ledger,
+        launch=launch,
+        registry=registry,
+        console=console,
+        settings=parse_settings(options.set),
+        replan=functools.partial(_plan, options, registry),
+        confirms=options.seeds is not None,
+    )
+    return run_searched(searching, plan)
 
 
-def _plan(options: argparse.Namespace, registry: Registry) -> Plan:
-    """Return the plan that the command means."""
+def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -> Plan:
+    """Return the plan that the command means, of a grid by name or design."""
     declared = Declared(
         primary=options.primary,
         noise=options.noise_floor,
@@ -100,9 +151,7 @@ def _plan(options: argparse.Namespace, registry: Registry) -> Plan:
     )
     settings: Mapping[str, Any] = parse_settings(options.set)
     sources = None if options.stages is None else parse_stages(options.stages)
-    return make_plan(
-        options.grid, options.size, options.seeds, settings, registry, sources, declared
-    )
+    return make_plan(grid, options.size, options.seeds, settings, registry, sources, declared)
 
 
 def _present(
@@ -121,6 +170,8 @@ def _present(
         found["proposal"] = proposal and {**dataclasses.asdict(proposal), "command": command}
         print(json.dumps(found))
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    if plan.search:
+        say(announce(plan))
     say(describe(plan, outlook))
     if over is None:
         return ""
@@ -153,7 +204,7 @@ def study_directory(options: argparse.Namespace) -> Path:
     """Return the study's directory; raises `UsageError` where there can be none."""
     if options.study == "":
         raise UsageError("--study is empty; name a directory")
-    directory = Path(options.study or f"studies/{options.grid}-{options.size}")
+    directory = Path(options.study or f"studies/{options.grid or FOUND}-{options.size}")
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"--study {str(directory)!r} is a file; name a directory")
     return directory
@@ -171,8 +222,8 @@ class _Command(ModuleType):
     So a function `ablate.run` would be hidden as soon as anything imports the module of that name.
     """
 
-    def __call__(self, grid: str, **flags: Any) -> Study | None:
-        """Run the command from Python and return the study; None after ``plan=True``.
+    def __call__(self, grid: str | None = None, **flags: Any) -> Study | None:
+        """Run the command from Python and return the study; None where there is none yet.
 
         Arguments are named like the flags: ``seeds=6``, ``study="DIR"``, ``set={"lr": 0.002}``,
         ``plugin=["a.py"]``. Raises `UsageError` where the command exits with 2.
@@ -184,7 +235,9 @@ class _Command(ModuleType):
         options = keywords.parse(top, arguments)
         options.arguments = arguments
         _main(options, make_console(options.output))
-        return None if options.plan else Study.open(study_directory(options))
+        directory = study_directory(options)
+        ran = not options.plan and (directory / FILE).exists()  # a walk alone is no study
+        return Study.open(directory) if ran else None
 
 
 sys.modules[__name__].__class__ = _Command

@@ -15,8 +15,8 @@ from ablate.captioner import Captioner, read_picture
 from ablate.data.dataset import open_dataset
 from ablate.data.rows import SPLITS
 from ablate.evaluate import evaluate, evaluate_captions
+from ablate.optimize import autocast
 from ablate.recipe import Recipe
-from ablate.train import autocast
 from ablate.zero_shot import TEMPLATES, accuracy, class_embeddings, read_folder
 from blocks import UsageError, default_registry
 from blocks.errors import Parser, unknown

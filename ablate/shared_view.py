@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 TAG = "mlflow.sharedViewState."
+LOADED = 100  # runs that a page loads at first, and all that a grouped one shows
 MAX_COMPARED = 50  # runs that the comparison page shows in a bearable time
 BARS = ("test/coca", "test/contrastive", "test/perplexity")
 CURVES = ("val/coca", "train/loss")
-COSTS = ("parameters", "step_flops")  # a group has means of numbers only, hence no names of blocks
+COST = "parameters"  # a group of runs has means of numbers only, hence no names of blocks
 
 
 def view_key(parent: str, role: str = "trial") -> str:
@@ -49,11 +50,11 @@ def _trials_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
     bars = [*BARS, *(f"{prefix}test/coca" for prefix in prefixes)]
     charts = [_chart("BAR", name, metricKey=name) for name in bars]
     charts += [_curve(name) for name in CURVES]
-    charts.append(_chart("PARALLEL", "all", selectedParams=[*COSTS], selectedMetrics=[*BARS]))
+    charts.append(_chart("PARALLEL", "all", selectedParams=[COST], selectedMetrics=[*BARS]))
     sections = [{"uuid": "cells", "name": "Cells", "display": True, "isReordered": False}]
     columns = ["params.`cell`", "params.`seed`", *(f"metrics.`{name}`" for name in bars)]
     by_cell = [{"mode": "param", "groupByData": "cell"}]
-    # The page loads 100 runs. By a metric they would be the best ones, and averages flattering; by
+    # The page shows 100 runs. By a metric they would be the best ones, and averages flattering; by
     # pair they are as many of each cell.
     return _state(parent, "trial", "params.`pair`", columns) | {
         "groupBy": {"aggregateFunction": "average", "groupByKeys": by_cell},

@@ -4,7 +4,10 @@ Pretraining writes into the directory itself, each fine-tuning into a folder of 
 ``curve.jsonl`` (metrics by step), ``checkpoint.pt`` while it runs, and at the end ``model/`` (the
 best on validation, a checkpoint folder), ``examples.safetensors`` (its losses by held-out pair) and
 ``result.json``. Killed at any moment, a trial goes on from its checkpoint with the numbers that it
-would have had.
+would have had. A stage of a search leaves no model and no losses by pair: nothing of it is tested.
+
+On several ranks the first one alone writes; the others yield as often as it does, and wait for it
+at the end of a stage.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ablate.files import read_json, write_json
 from ablate.train import Metrics, Training
 from ablate.trial import Stage, Trial
 from assemblies.checkpoint import CONFIG
+from assemblies.parallel import from_first, rank
 from blocks import Registry, UsageError
 
 CHECKPOINT_SECONDS = 60.0
@@ -48,26 +52,40 @@ def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
 def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -> Iterator[Metrics]:
     """Train a stage and yield its metrics; the last ones are those on the test split."""
     folder = directory / stage.folder
-    if (finished := read_record(folder, stage)) is not None:
-        yield {"step": stage.recipe.steps, **finished["metrics"]}
+    finished = read_record(folder, stage)
+    if from_first(finished is not None):
+        yield {"step": stage.recipe.steps, **(finished or {"metrics": {}})["metrics"]}
         return
-    folder.mkdir(parents=True, exist_ok=True)
     training = Training(trial, stage, registry, directory)
     training.resume(folder)
-    _cut_curve(folder / "curve.jsonl", training.state.step)
-    saved = time.monotonic()
+    if from_first(training.state.step) != training.state.step:
+        raise RuntimeError(f"workers see different checkpoints in {folder}: is its disk shared?")
+    keeps, saved = rank() == 0, time.monotonic()
+    if keeps:
+        folder.mkdir(parents=True, exist_ok=True)
+        _cut_curve(folder / "curve.jsonl", training.state.step)
     for metrics in training.steps():
-        _append(folder / "curve.jsonl", metrics)
-        looked = any(name.startswith("val/") for name in metrics)
-        if looked or time.monotonic() - saved > CHECKPOINT_SECONDS:
-            training.save(folder)
-            saved = time.monotonic()
+        if keeps:
+            _append(folder / "curve.jsonl", metrics)
+            looked = any(name.startswith("val/") for name in metrics)
+            if looked or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                training.save(folder)
+                saved = time.monotonic()
         yield metrics
+    training.close()
+    final = _conclude(training, folder) if keeps else {}
+    from_first(training.state.step)  # the next stage starts from what the first rank has written
+    yield {"step": stage.recipe.steps, **final}
+
+
+def _conclude(training: Training, folder: Path) -> Metrics:
+    """Test the best model and write it with its record; returns the metrics."""
     final = training.finish()
-    training.write_model(folder)
+    if not training.stage.is_search:
+        training.write_model(folder)
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    yield {"step": stage.recipe.steps, **final}
+    return final
 
 
 def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
@@ -76,7 +94,7 @@ def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
         found = read_json(folder / "result.json")
     except UsageError:
         return None
-    whole = isinstance(found, dict) and (folder / "model" / CONFIG).exists()
+    whole = isinstance(found, dict) and (stage.is_search or (folder / "model" / CONFIG).exists())
     return found if whole and found.get("key") == stage.key else None
 
 

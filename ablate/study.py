@@ -7,11 +7,12 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate import cell_figures, figures
+from ablate import cell_figures, figures, search_figures
 from ablate.findings import FINETUNED, Findings, make_findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_plan
 from ablate.report import write_report
+from ablate.search_outcomes import read_found
 from blocks.errors import unknown
 
 if TYPE_CHECKING:
@@ -74,6 +75,25 @@ class Study:
         )
 
     @property
+    def searches(self) -> pd.DataFrame:
+        """Return a row per search trial before the study, with what it tried: empty without any."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "subject": outcome.subject,
+                "number": outcome.number,
+                "cell": outcome.cell,
+                "loss": outcome.loss,
+                "state": outcome.state,
+                "reason": outcome.reason,
+                **outcome.values,
+            }
+            for outcomes in read_found(self.directory).values()
+            for outcome in outcomes
+        )
+
+    @property
     def effects(self) -> pd.DataFrame:
         """Return a row per contrast and metric, the A/A contrast last; numbers in percent."""
         import pandas as pd
@@ -128,6 +148,10 @@ class Plots:
     def curves(self) -> Figure | None:
         """Return validation losses by step, and improvements over the reference."""
         return cell_figures.curves(self.study.plan, self.study.ledger)
+
+    def search(self) -> Figure | None:
+        """Return the validation loss of search trials, and the lowest so far."""
+        return search_figures.history(read_found(self.study.directory))
 
     def cost(self) -> Figure | None:
         """Return test losses by what cells cost."""

@@ -1,4 +1,8 @@
-"""Trains one stage of a trial: plain PyTorch that knows neither Ray nor MLflow."""
+"""Trains one stage of a trial: plain PyTorch that knows neither Ray nor MLflow.
+
+Where a process group is, its ranks train one model: each takes its own parts of the same batches,
+gradients are summed, and the first rank alone evaluates. The numbers are those of one process.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ from ablate.data.dataset import open_dataset
 from ablate.evaluate import evaluate, evaluate_captions
 from ablate.examples import example_losses, outputs_digest, write_examples
 from ablate.files import atomic
+from ablate.optimize import adamw, autocast, schedule
 from ablate.recipe import Recipe
 from ablate.trial import Stage, Trial, folder_hash
 from assemblies import (
@@ -36,6 +41,7 @@ from assemblies import (
 from assemblies.accumulate import contrastive_gradients, pull
 from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
+from assemblies.parallel import add_gradients, from_first, rank, sum_over_ranks, world_size
 from blocks import Registry, UsageError
 from blocks.auxiliary import collect_auxiliary_losses
 
@@ -83,6 +89,7 @@ class Training:
             raise RuntimeError(f"data {self.recipe.data!r} changed after the study was planned")
         if stage.recipe.initial and folder_hash(Path(stage.recipe.initial)) != stage.origin:
             raise RuntimeError(f"{stage.recipe.initial!r} changed after the study was planned")
+        self.parts = parts_per_rank(self.recipe, trial.cell.dropout)
         self.batches = self.make_batches()
         model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
         self.model = model.to(self.device)
@@ -131,6 +138,7 @@ class Training:
             group["lr"] = lr
         batch = self.batches[self.state.step].to(self.device)
         metrics = self.backward(batch)
+        add_gradients([*self.model.parameters()])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         if not math.isfinite(float(norm)):
             raise DivergedError(
@@ -147,21 +155,21 @@ class Training:
         return metrics
 
     def backward(self, batch: Batch) -> Metrics:
-        """Accumulate gradients over the batch's parts; return the losses.
+        """Accumulate gradients over this rank's parts of the batch; return the batch's losses.
 
         The number of parts changes memory and time, not the losses: captioning weighs all tokens of
         the batch alike, and every pair contrasts with the whole batch. Dropout draws other masks,
         and a block's own auxiliary loss is the mean of the parts'.
         """
-        n = self.recipe.accumulate
-        parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in batch), strict=True)]
         predicted = int(batch.lengths.sum()) - len(batch.lengths)
+        n, own = self.parts, Batch(*(t.chunk(world_size())[rank()] for t in batch))
+        parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in own), strict=True)]
         totals: dict[str, float] = {}
         slopes: list[Embeddings | None] = [None] * n
         whole: dict[str, float] = {}
         if n > 1 and self.weights["contrastive"]:
             embed = [functools.partial(self.embed, i, part) for i, part in enumerate(parts)]
-            value, found = contrastive_gradients(embed, lambda e: contrastive_loss(e, batch.groups))
+            value, found = contrastive_gradients(embed, lambda e: contrast_share(e, own.groups))
             whole, slopes = {"contrastive": float(value)}, [*found]
         for i, (part, slope) in enumerate(zip(parts, slopes, strict=True)):
             losses = self.losses(i, part, slope, predicted)
@@ -169,7 +177,7 @@ class Training:
             torch.autograd.backward(cast(Tensor, loss))
             for name, share in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(share.detach())
-        totals |= whole
+        totals = sum_of_shares(totals | whole)
         return {**totals, "loss": sum(self.weights.get(k, 1.0) * v for k, v in totals.items())}
 
     def embed(self, number: int, part: Batch) -> Embeddings:
@@ -183,7 +191,8 @@ class Training:
 
         Dropout is all that draws from torch's global stream.
         """
-        torch.manual_seed(stream_seed(self.seed, "dropout", self.state.step, part))
+        number = rank() * self.parts + part
+        torch.manual_seed(stream_seed(self.seed, "dropout", self.state.step, number))
 
     def losses(
         self, number: int, part: Batch, slope: Embeddings | None, predicted: int
@@ -205,24 +214,30 @@ class Training:
                 )
                 found["caption"] = mean * (int(part.lengths.sum()) - len(part.lengths)) / predicted
         if out.embeddings is not None and slope is None:
-            found["contrastive"] = contrastive_loss(out.embeddings, part.groups)
+            found["contrastive"] = contrast_share(out.embeddings, part.groups)
         elif out.embeddings is not None and slope is not None:
             found["contrastive"] = pull(out.embeddings, slope)
         for name, value in collect_auxiliary_losses(self.model).items():
-            found[f"auxiliary/{name}"] = value / self.recipe.accumulate
+            refuse_parts(self.recipe, "a block's auxiliary loss")
+            found[f"auxiliary/{name}"] = value / (self.parts * world_size())
         return found
 
     def look(self) -> Metrics:
-        """Evaluate on the validation split and remember the model if it is the best so far."""
-        metrics = self.measure("val")
-        if not math.isfinite(metrics[SELECTION]):
-            raise DivergedError(f"validation loss {metrics[SELECTION]} at step {self.state.step}")
-        if metrics[SELECTION] < self.state.best:
-            self.state.best, self.state.best_step = metrics[SELECTION], self.state.step
-            self.state.best_model = {
-                name: tensor.detach().cpu().clone()
-                for name, tensor in self.model.state_dict().items()
-            }
+        """Evaluate on the validation split and remember the model if it is the best so far.
+
+        Only the first rank does; the others learn the loss, which decides how training goes on.
+        """
+        metrics = self.measure("val") if rank() == 0 else {}
+        loss = from_first(metrics.get(SELECTION, math.nan))
+        if not math.isfinite(loss):
+            raise DivergedError(f"validation loss {loss} at step {self.state.step}")
+        if loss < self.state.best:
+            self.state.best, self.state.best_step = loss, self.state.step
+            if rank() == 0:
+                self.state.best_model = {
+                    name: tensor.detach().cpu().clone()
+                    for name, tensor in self.model.state_dict().items()
+                }
         return metrics
 
     def measure(self, split: str) -> Metrics:
@@ -230,13 +245,20 @@ class Training:
         found = self.data.splits[split]
         return evaluate(self.model, found, self.recipe, self.device, self.autocast)
 
+    def close(self) -> None:
+        """Stop making batches."""
+        if isinstance(self.batches, Prefetched):
+            self.batches.close()
+
     def finish(self) -> Metrics:
         """Look at the test split, once: with the last weights, then with the best on validation.
 
-        Names say which: ``last/coca`` and ``test/coca``.
+        Names say which: ``last/coca`` and ``test/coca``. A search has its best validation loss.
         """
-        if isinstance(self.batches, Prefetched):
-            self.batches.close()
+        ran: Metrics = {"best_step": self.state.best_step, "last_step": self.state.step}
+        ran["train_seconds"] = self.state.seconds
+        if self.stage.is_search:
+            return {f"val/{SELECTION}": self.state.best, **ran}
         last = {} if self.state.best_step == self.state.step else self.measure("test")
         self.model.load_state_dict(self.state.best_model)
         metrics = self.measure("test")
@@ -245,8 +267,7 @@ class Training:
             captioner = Captioner(self.model, self.data.tokenizer)
             metrics |= evaluate_captions(captioner, self.data.pairs, "test")
         found |= {f"test/{k}": v for k, v in metrics.items()}
-        ran = {"best_step": self.state.best_step, "last_step": self.state.step}
-        return {**found, **ran, "train_seconds": self.state.seconds}
+        return {**found, **ran}
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -301,9 +322,50 @@ class Training:
             "metrics": final,
             "device": device,
             "torch": torch.__version__,
+            "workers": world_size(),
             "origin": self.origin,
             "outputs": self.outputs,
         }
+
+
+def parts_per_rank(recipe: Recipe, dropout: float) -> int:
+    """Return how many parts of a batch each rank takes, one after the other.
+
+    A batch has the recipe's ``accumulate`` parts, and more where those do not go round. Raises
+    `UsageError` where that cannot be, or would change what is learned.
+    """
+    parts = math.lcm(recipe.accumulate, world_size())
+    if recipe.batch % parts:
+        raise UsageError(
+            f"a batch of {recipe.batch} pairs cannot be shared by {world_size()} workers in "
+            f"{parts} equal parts; set batch to a multiple of {parts}"
+        )
+    if dropout:
+        refuse_parts(recipe, "dropout")
+    return parts // world_size()
+
+
+def refuse_parts(recipe: Recipe, what: str) -> None:
+    """Raise `UsageError` where a batch has other parts than its recipe says, and that matters."""
+    if recipe.accumulate % world_size():
+        raise UsageError(
+            f"{what} depends on the parts of a batch, and {world_size()} workers make other parts "
+            f"than accumulate={recipe.accumulate}: set accumulate={world_size()}, or a multiple"
+        )
+
+
+def contrast_share(embeddings: Embeddings, groups: Tensor) -> Tensor:
+    """Return this rank's share of the contrastive loss of all ranks' pairs: they add up to it."""
+    return contrastive_loss(embeddings, groups, distributed=True) / world_size()
+
+
+def sum_of_shares(shares: dict[str, float]) -> dict[str, float]:
+    """Return the sum over ranks of each number."""
+    if world_size() == 1:
+        return shares
+    names = sorted(shares)
+    total = sum_over_ranks(torch.tensor([shares[n] for n in names], dtype=torch.float64))
+    return dict(zip(names, total.tolist(), strict=True))
 
 
 def initial_model(
@@ -335,38 +397,3 @@ def loss_weights(cell: CoCaConfig, recipe: Recipe) -> dict[str, float]:
     if recipe.label_smoothing and not weights["caption"]:
         raise UsageError("label_smoothing has no effect: captioning is not trained")
     return weights
-
-
-def schedule(step: int, recipe: Recipe) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine down to 0."""
-    warmup = max(1, round(recipe.warmup * recipe.steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, recipe.steps - warmup)
-    return (1 + math.cos(math.pi * progress)) / 2
-
-
-def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
-    """Return AdamW (arXiv 1711.05101) that decays the matrices of linear maps and nothing else.
-
-    Those are the weights of `nn.Linear`, and what a block names in ``matrices``. Tables, queries,
-    frequencies, gains and biases are left alone: decay would pull them towards another block.
-    """
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    linear |= {id(getattr(m, n)) for m in model.modules() for n in getattr(m, "matrices", ())}
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in parameters if id(p) in linear],
-            "weight_decay": recipe.weight_decay,
-        },
-        {"params": [p for p in parameters if id(p) not in linear], "weight_decay": 0.0},
-    ]
-    fused = parameters[0].is_cuda  # one kernel; on the CPU it was measured to be slower
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=fused)
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context: ``auto`` is bf16 on a GPU and fp32 elsewhere."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,13 +24,21 @@ from assemblies.config import to_dict as cell_to_dict
 from blocks import Registry, UsageError
 
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
+SEARCH = "search"  # a pretraining that is judged by its validation loss and never tested
 PLACES = ("data", "initial", "tokenizer")
+CODE = {  # the modules whose source enters every trial's key, by package
+    "ablate": "caption_metrics captioner evaluate examples optimize stages train",
+    "ablate.data": "batches tokenizer",
+    "assemblies": "accumulate coca config construct layer losses parallel sequence towers "
+    "transplant",
+    "blocks": "attention auxiliary kernels norms pooling projections",
+}
 MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One training phase of a trial: ``pretrain`` or ``finetune:SET``; ``key`` is its result's.
+    """One training phase: ``pretrain``, ``finetune:SET`` or ``search``; ``key`` is its result's.
 
     ``origin`` is the hash of the checkpoint that pretraining starts from, if it does.
     """
@@ -45,6 +53,11 @@ class Stage:
     def is_finetuning(self) -> bool:
         """Return whether the stage starts from the pretrained checkpoint."""
         return self.name.startswith(FINETUNE)
+
+    @property
+    def is_search(self) -> bool:
+        """Return whether the stage belongs to a search: the test split is not looked at."""
+        return self.name == SEARCH
 
     @property
     def prefix(self) -> str:
@@ -163,18 +176,9 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 @cache
 def code_hash() -> str:
     """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    from ablate import caption_metrics, captioner, evaluate, examples, stages, train
-    from ablate.data import batches, tokenizer
-    from assemblies import accumulate, coca, config, construct, layer, losses, sequence, towers
-    from blocks import attention, auxiliary, kernels, norms, pooling, projections
-
-    transplant = sys.modules["assemblies.transplant"]  # a function of that name hides the module
-
-    ours = (caption_metrics, captioner, evaluate, examples, stages, train, batches, tokenizer)
-    model = (accumulate, coca, config, construct, layer, losses, sequence, towers)
-    shared = (auxiliary, attention, kernels, norms, pooling, projections)
-    texts = [inspect.getsource(module) for module in (*ours, *model, transplant, *shared)]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    names = [f"{package}.{name}" for package in CODE for name in CODE[package].split()]
+    modules = [importlib.import_module(name) for name in names]
+    return hashlib.sha256("\n".join(map(inspect.getsource, modules)).encode()).hexdigest()
 
 
 def to_dict(trial: Trial) -> dict[str, Any]:

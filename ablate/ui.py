@@ -22,10 +22,11 @@ from ablate.mlflow_store import (
     connect,
     explain,
     find_experiment,
-    shown_store,
     sqlite_file,
 )
+from ablate.provenance import without_passwords
 from ablate.shared_view import (
+    LOADED,
     MAX_COMPARED,
     TAG,
     compare_link,
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if is_server:
-        print(f"{shown_store(store)} is a server with a UI of its own:")
+        print(f"{without_passwords(store)} is a server with a UI of its own:")
     else:
         print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:")
     print("\n".join(shown), flush=True)
@@ -93,7 +94,7 @@ def links(uri: str, base: str) -> Iterator[str]:
 
     Raises `UsageError` where the store holds no study, `StoreError` where it does not answer.
     """
-    store = shown_store(absolute_store(uri))
+    store = without_passwords(absolute_store(uri))
     client = connect(uri, lambda text: print(text, file=sys.stderr))
     try:
         experiment = find_experiment(client, uri)
@@ -122,7 +123,7 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
     first = client.search_runs(
         [experiment],
         runs_filter(parent),
-        max_results=MAX_COMPARED + 1,
+        max_results=MAX_COMPARED,
         order_by=["params.`pair` ASC"],  # as many of each cell; the best ones would flatter
     )
     runs = [run.info.run_id for run in first]
@@ -136,10 +137,12 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
         if TAG + view_key(parent, role) in tags
     }
     found = plain | ready
-    of = f"{MAX_COMPARED} of its trials" if len(runs) > MAX_COMPARED else "trials"
+    done = int(study.data.tags.get("ablate.trials", "0").split()[0])
+    shown = f" (the first {LOADED} of {done} trials)" if done > LOADED else ""
+    of = f"{MAX_COMPARED} of its trials" if done > MAX_COMPARED else "trials"
     yield f"  study {study.info.run_name}"
-    yield f"    cells compared: {found['trial']}"
-    yield f"    {of} side by side: {compare_link(base, experiment, runs[:MAX_COMPARED])}"
+    yield f"    cells compared{shown}: {found['trial']}"
+    yield f"    {of} side by side: {compare_link(base, experiment, runs)}"
     yield f"    effects: {found['effect']}"
     run = f"{base}/#/experiments/{experiment}/runs/{parent}"
     yield f"    report: {run}/artifacts/report/report.html"

@@ -1,12 +1,19 @@
-"""What losses need of `torch.distributed`: features of all ranks, with gradient, and sums."""
+"""Training on several ranks: features of all ranks, with gradient; sums; and the first's word.
+
+Tensors go through their own device's backend, and a few small ones through the CPU's: on GPUs the
+process group must be made for both, as in ``backend="cpu:gloo,cuda:nccl"``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+BUCKET = 2**25  # gradients sent at once: 128 MiB in fp32
 
 
 def world_size() -> int:
@@ -38,6 +45,49 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def from_first(value: float) -> float:
+    """Return the first rank's number on every rank; the others wait for it."""
+    shared = torch.tensor(value, dtype=torch.float64)
+    if world_size() > 1:
+        dist.broadcast(shared, src=0)
+    return float(shared)
+
+
+def add_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace each parameter's gradient by its sum over ranks.
+
+    A parameter keeps no gradient only where no rank has one for it: an expert that one rank's
+    examples were not sent to still learns from the other's.
+    """
+    if world_size() == 1:
+        return
+    found = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    trained = [p for p, wanted in zip(parameters, found.tolist(), strict=True) if wanted]
+    for bucket in _buckets(trained):
+        slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([slope.flatten() for slope in slopes])
+        dist.all_reduce(flat)
+        pieces = torch.split(flat, [p.numel() for p in bucket])
+        for parameter, piece in zip(bucket, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Iterate over parameters in groups of about ``BUCKET`` numbers and of one kind each."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        if bucket and (
+            sum(p.numel() for p in bucket) + parameter.numel() > BUCKET
+            or (bucket[0].dtype, bucket[0].device) != (parameter.dtype, parameter.device)
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
 
 
 def _all_rows(x: Tensor) -> Tensor:

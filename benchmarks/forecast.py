@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from ablate.budget import total_seconds, work_left
-from ablate.execute import cores
 from ablate.forecast import forecast
 from ablate.ledger import Ledger
 from ablate.outlook import make_conditions
 from ablate.plan import read_plan
 from ablate.planner import make_plan
 from ablate.provenance import device_name
+from ablate.resources import cores
 from blocks import default_registry
 
 SEEDS = 2

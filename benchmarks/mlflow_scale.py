@@ -84,7 +84,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
     """Pass a study through the Tracker; returns seconds of its calls and of all writing."""
     said: list[str] = []
     found = make_findings(plan, ledger)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     tracker = Tracker(plan, ledger, uri, said.append)
     calls = [timed(tracker.open)]
     for trial in plan.trials:
@@ -93,7 +93,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
             calls.append(timed(lambda trial=trial: tracker.measured(trial, {})))
         calls.append(timed(lambda trial=trial: tracker.finished(trial, {})))
     told = time.perf_counter() - began
-    tracker.close(found.effects, [])
+    tracker.close([*found.effects, *found.noise], [], plan.trials)
     assert not said, said
     return {
         "calls": len(calls),
@@ -102,6 +102,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
         "longest_call_after_open_ms": 1e3 * max(calls[1:]),
         "seconds_until_all_calls_returned": told,
         "seconds_until_all_was_written": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - busy,
     }
 
 
@@ -112,7 +113,7 @@ def timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def browse(uri: str, cells: list[str], trials: int) -> dict[str, list[float]]:
+def browse(uri: str, cells: list[str]) -> dict[str, list[float]]:
     """Return the seconds until pages of the UI show what they are for, load by load."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,13 +127,14 @@ def browse(uri: str, cells: list[str], trials: int) -> dict[str, list[float]]:
                 if found := re.fullmatch(r" *(.*?): (http\S+)\n", server.stdout.readline()):
                     links[found[1]] = found[2]
             wait_for_server(port)
-            table = links["cells compared"].replace("&compareRunsMode=CHART", "")
+            view = next(link for words, link in links.items() if "cells compared" in words)
+            table = view.replace("&compareRunsMode=CHART", "")
             some, compared = f"{cells[0]} seed ", next(k for k in links if "side by side" in k)
             grouped = f"Group: {cells[0]}"
             pages = {
                 "all trials": (links["all trials, best first"], (some, "matching runs")),
-                "view: table by cell": (table, (grouped, f"{trials} matching runs")),
-                "view: charts by cell": (links["cells compared"], (grouped, "test/coca")),
+                "view: table by cell": (table, (grouped, "100 matching runs")),
+                "view: charts by cell": (view, (grouped, "test/coca")),
                 "effects": (links["effects"], ("->", "coca/estimate")),
                 "50 trials side by side": (links[compared], ("Comparing 50 Runs", "seed")),
             }
@@ -179,7 +181,7 @@ def main() -> None:
         sync = [sys.executable, "-m", "ablate.sync", str(ledger.directory), "--mlflow", uri]
         result["sync_with_nothing_to_do_seconds"] = timed(lambda: subprocess.check_call(sync))
         cells = list(plan.cells)
-        result["page_seconds"] = browse(uri, cells, len(plan.trials))
+        result["page_seconds"] = browse(uri, cells)
         chromium = subprocess.check_output(["chromium", "--version"], text=True, stderr=-3)
     result |= {
         "device": f"cpu, {os.cpu_count()} cores ({platform.machine()}), shared",

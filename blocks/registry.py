@@ -82,7 +82,8 @@ class Registry:
         target = factory.func if isinstance(factory, functools.partial) else factory
         package = target.__module__.partition(".")[0]
         inside = package != __package__ and "." in target.__module__
-        names = [n for n in sys.modules if n == package or n.startswith(f"{package}.")]
+        every = list(sys.modules)  # at once: other threads import too
+        names = [n for n in every if n == package or n.startswith(f"{package}.")]
         modules = [sys.modules.get(n) for n in (sorted(names) if inside else [target.__module__])]
         try:
             text = "\n".join(inspect.getsource(module or target) for module in modules)

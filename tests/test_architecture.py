@@ -22,8 +22,9 @@ ALLOWED = {
     "plugins": {"blocks"},
 }
 ONLY_IMPORTER = {
-    "ray": {"ablate/execute.py"},
+    "ray": {"ablate/cluster.py", "ablate/execute.py", "ablate/worker.py"},
     "mlflow": {"ablate/mlflow_store.py", "ablate/mlflow_batches.py"},
+    "optuna": {f"ablate/search{part}.py" for part in ("", "_blocks", "_recipes", "_space")},
 }
 FILES = sorted(p for name in OURS for p in (ROOT / name).rglob("*.py") if "build" not in p.parts)
 

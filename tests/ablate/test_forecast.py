@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from samples import SMALL, small
 
+from ablate.cluster import worker_environment
 from ablate.data import open_pairs
 from ablate.estimate import estimate_memory, machine_speed, saved_bytes
-from ablate.execute import choose_resources, side_by_side, worker_environment
 from ablate.files import cache_directory
 from ablate.forecast import ESTIMATED, MEASURED, RECORDED, Forecast, forecast, known
 from ablate.ledger import Ledger
@@ -172,9 +172,3 @@ def test_estimated_memory_is_near_what_is_measured(shapes: str, tmp_path: Path) 
         guessed, gpu = estimate_memory(trial, plan.costs[name], REGISTRY)
         assert gpu == 0
         assert abs(math.log2(guessed / found.memory)) < 1
-
-
-def test_slots_are_what_the_executor_runs_side_by_side() -> None:
-    resources = choose_resources(0)
-    assert side_by_side(resources) >= 1
-    assert resources.threads == 1

@@ -145,7 +145,7 @@ def test_the_papers_table_has_the_finetunings_and_their_mean(shapes: str, tmp_pa
     assert table.rows[4][1:4] == ("+13.66", "+5.18", "+5.55")
     mean = found.of("baseline -> grr", "finetune/coca")
     assert table.rows[3][3].startswith(f"{mean.estimate:+.2f} ")
-    assert "as the mean of 1 fine-tunings" in document.opening[0]
+    assert "; after fine-tuning by" in document.opening[0]
     assert {"effects-finetuned.png", "effects-finetuned.svg"} <= {path.name for path in paths}
 
 
@@ -245,3 +245,19 @@ def test_a_directory_that_cannot_be_written_is_named(
     both = ["--compare", str(reported), str(tmp_path / "other")]
     assert main([*both, "--out", str(tmp_path / "file")]) == 2
     assert "cannot write into" in capsys.readouterr().err
+
+
+def test_many_clear_swaps_are_summed_up_in_one_sentence(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="each", seeds=3)
+    finish(plan, ledger, noise=0.1)
+    sentence = make_report(plan, ledger, make_findings(plan, ledger)).opening[1]
+    singles = len(plan.contrasts) - 1
+    assert sentence.startswith(f"Of the single swaps 0 clearly improve and {singles} clearly")
+    assert sentence.count(" -> ") == 2
+
+
+def test_a_race_tells_its_looks(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", declared=Declared(looks=(3, 6)))
+    finish(plan, ledger)
+    titles = [s.title for s in make_report(plan, ledger, make_findings(plan, ledger)).sections]
+    assert titles[1:4] == ["Effects", "The race", "Cells"]

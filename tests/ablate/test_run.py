@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from samples import SMALL
 
+from ablate.launch import Launch, tell_where
 from ablate.plan import write_plan
 from ablate.planner import make_plan
-from ablate.run import main, parse_settings
+from ablate.run import main, make_console, parse_settings
 from blocks import UsageError, default_registry
 
 DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")
@@ -56,6 +57,18 @@ def test_a_study_from_command_to_report(shapes: str, tmp_path: Path) -> None:
     check_mlflow(tmp_path, trials=9)
 
 
+@pytest.mark.parametrize(("output", "expected"), [
+    ("quiet", "a/report.html\n"),
+    ("json", '{"event": "report", "path": "a/report.html"}\n'),
+    ("auto", "\nreport: a/report.html\nMLflow: sqlite:///mlflow.db (python -m ablate.ui)\n"),
+])  # fmt: skip
+def test_every_output_tells_where_the_report_is(
+    output: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_where(Path("a/report.html"), Launch(output=output), make_console(output))
+    assert capsys.readouterr().out == expected
+
+
 def check_mlflow(tmp_path: Path, trials: int) -> None:
     from mlflow import MlflowClient
 
@@ -66,17 +79,12 @@ def check_mlflow(tmp_path: Path, trials: int) -> None:
     (parent,) = (r for r in runs if r.data.tags["ablate.role"] == "study")
     children = [r for r in runs if r.data.tags["ablate.role"] == "trial"]
     assert len(children) == trials
+    figures = ("effects", "effects-finetuned", "slopes", "curves", "cost")
+    names = {f"{stem}{suffix}" for stem in figures for suffix in (".png", ".svg")}
+    names |= {"report.html", "report.md", "effects.csv", "table.tex"}
+    names |= {"captions.png", "captions-shapes.png"}
     assert {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "report")} == {
-        f"report/{name}"
-        for name in (
-            "report.md",
-            "effects.csv",
-            "effects.png",
-            "effects-finetuned.png",
-            "curves.png",
-            "captions.png",
-            "captions-shapes.png",
-        )
+        f"report/{name}" for name in names
     }
     for child in children:
         assert child.info.status == "FINISHED"
@@ -86,7 +94,9 @@ def check_mlflow(tmp_path: Path, trials: int) -> None:
         assert child.data.metrics["shapes/test/coca"] > 0
         curve = client.get_metric_history(child.info.run_id, "train/loss")
         assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
-    assert any(name.startswith("effect/baseline to grr/") for name in parent.data.metrics)
+    effects = {r.data.tags["ablate.contrast"]: r for r in runs if "ablate.contrast" in r.data.tags}
+    assert "coca/estimate" in effects["baseline -> grr"].data.metrics
+    assert effects["baseline -> grr"].data.tags["ablate.verdict"]
 
 
 @pytest.mark.ray

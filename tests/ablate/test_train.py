@@ -14,9 +14,10 @@ from samples import small
 from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.data.batches import Batch, further_captions
 from ablate.evaluate import recalls, references
+from ablate.optimize import adamw, autocast, schedule
 from ablate.recipe import Recipe, from_dict, with_fields
 from ablate.stages import read_curve, run_trial
-from ablate.train import DivergedError, Training, adamw, autocast, schedule
+from ablate.train import DivergedError, Training
 from ablate.trial import Trial, make_trial, to_dict
 from ablate.trial import from_dict as trial_from_dict
 from assemblies import CoCa, CoCaConfig

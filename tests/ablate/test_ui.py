@@ -21,6 +21,7 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
 from ablate.provenance import launch_note
+from ablate.report import write_report
 from ablate.shared_view import compare_link, runs_filter, runs_link
 from ablate.stages import run_trial
 from ablate.ui import busy, main
@@ -75,8 +76,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str]:
     for trial in plan.trials:
         for _ in run_trial(trial, ledger.folder(trial), default_registry()):
             pass
-    page = "<html><title>r</title><body><h1>What the small study found</h1></body></html>"
-    (ledger.directory / "report.html").write_text(page)
+    write_report(plan, ledger)
     store = f"sqlite:///{folder}/mlflow.db"
     assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
     return plan, store
@@ -128,6 +128,8 @@ def test_a_browser_shows_cells_comparison_effects_and_report(logged: tuple[Plan,
         cells = [f"Group: {name}" for name in plan.cells]
         window.wait(*cells, "4 matching runs", "test/coca", "val/coca", "train/loss")
         window.wait("grr seed 1")
+        window.scroll_to("train/loss")
+        window.wait("Parallel Coordinates")
         window.open(links["cells compared"].replace("&compareRunsMode=CHART", ""))
         window.wait(*cells, "Group by: cell", "test/perplexity")
         window.click("grr seed 1")
@@ -139,14 +141,13 @@ def test_a_browser_shows_cells_comparison_effects_and_report(logged: tuple[Plan,
         window.open(links["effects"])
         window.wait("baseline -> grr", "coca/estimate", "ablate.verdict", "too few seeds")
         window.open(links["report"])
-        window.wait("What the small study found")
-        window.click("System metrics")
-        window.click("Artifacts")
+        window.wait("Study small-study: grid paper", "Claimed and measured")
+        window.open(links["report"].removesuffix("/report/report.html"))
         window.wait("report")
         window.click("report")
         window.wait("report.html")
         window.click("report.html")
-        window.wait("What the small study found")
+        window.wait("Study small-study: grid paper", "Claimed and measured")
 
 
 def answers(url: str) -> str:

@@ -11,6 +11,7 @@ from samples import SMALL, shapes_rows, small, write_shard
 
 from ablate import status
 from ablate.data import open_pairs
+from ablate.findings import make_findings
 from ablate.launch import refuse_other_study
 from ablate.ledger import Ledger
 from ablate.plan import write_plan
@@ -242,16 +243,17 @@ def test_the_report_has_the_papers_table(
         False
     ]
     finish(plan.trials[-1], tmp_path)
-    report = make_report(plan, ledger)
-    rows = [row[0] for row in report.tables[0].rows]
+    found = make_findings(plan, ledger)
+    report = make_report(plan, ledger, found)
+    rows = [row[0].removeprefix("measured: ") for row in report.sections[0].tables[0].rows]
     assert [row.split(":")[0] for row in rows if "claimed" not in row] == [
         "pretrain webdataset", "finetune", "finetune", "mean of 2 fine-tunings",
     ]  # fmt: skip
-    assert rows.count("  claimed (arXiv 2507.18009)") == 2
-    by_metric = {e.metric: e for e in report.effects if e.contrast == "baseline -> grr"}
+    assert rows.count("claimed (arXiv 2507.18009)") == 2
+    by_metric = {e.metric: e for e in found.effects if e.contrast == "baseline -> grr"}
     mean = (by_metric["early/coca"].estimate + by_metric["late/coca"].estimate) / 2
     assert by_metric["finetune/coca"].estimate == pytest.approx(mean)
-    assert "Mean over fine-tunings (2)" in report.summary
+    assert "as the mean of 2 fine-tunings by" in report.opening[0]
     assert status.main([str(tmp_path)]) == 0
     assert "4 of 4 trials done, 0 failed; no process is running it" in capsys.readouterr().out
     refuse_other_study(planned(shapes, others[:1]), ledger)  # a set less is the same study

@@ -113,10 +113,26 @@ class Browser:
         return time.monotonic() - began
 
     def click(self, words: str, tag: str = "*") -> None:
-        """Click on the innermost element whose own text is ``words``."""
-        found = self._find(f"//{tag}[normalize-space(.)='{words}']", "xpath")
-        assert found, f"nothing to click says {words!r}"
-        self._ask("POST", f"/element/{found[-1][ELEMENT]}/click", {})
+        """Click on the innermost element whose own text is ``words``, once it lets itself click."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                found = self._find(f"//{tag}[normalize-space(.)='{words}']", "xpath")
+                assert found, f"nothing to click says {words!r}"
+                self._ask("POST", f"/element/{found[-1][ELEMENT]}/click", {})
+                return
+            except AssertionError:  # being drawn anew, or moving
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def scroll_to(self, words: str) -> None:
+        """Bring an element whose own text is ``words`` into sight: charts are drawn only there."""
+        self.script(
+            "[...document.querySelectorAll('*')].find(e => !e.children.length "
+            "&& e.textContent.trim() === arguments[0]).scrollIntoView()",
+            words,
+        )
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows, as PNG."""

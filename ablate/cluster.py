@@ -1,0 +1,222 @@
+"""Starts Ray on this machine or connects to a running cluster, and looks at its nodes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ablate.files import write_text
+from ablate.resources import Node, Resources, cores, this_machine
+from blocks import UsageError
+
+# Set before Ray is imported. No usage statistics, no output of its own, no other working directory.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours says what happens, then does the same
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# On one machine everything listens on loopback, for this process's user only.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# One thread each: two spinning thread pools on two cores were measured to be 6-15x slower. And one
+# arena: Tune runs each trial in a new thread, and glibc would give each an arena that only grows.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # workers wait for it at each report; it is 2 s
+}
+OBJECT_STORE_BYTES = 100 * 2**20  # trials pass no objects; the default is a third of memory
+CONNECT_SECONDS = 25.0
+log = logging.getLogger(__name__)
+CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
+
+
+def load(*, loopback: bool) -> None:
+    """Import Ray as it is to behave: it reads its environment then."""
+    for name, value in (ENVIRONMENT | (LOOPBACK if loopback else {})).items():
+        os.environ.setdefault(name, value)
+    if loopback:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray.tune  # noqa: F401
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    _log_lost_nodes()
+
+
+def _log_lost_nodes() -> None:
+    """Log what Ray prints of lost nodes: it has no setting for that, only a function of its own."""
+    from ray._private import worker
+
+    def write(data: dict[str, Any], **options: Any) -> None:
+        log.warning("%s", "\n".join(map(str, data.get("lines", ()))))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = write
+
+
+def is_connected() -> bool:
+    """Return whether this process has connected to a cluster."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def find_nodes(address: str) -> list[Node]:
+    """Return this machine, or the nodes of the cluster at an address, which is connected to."""
+    return connect(address) if address else [this_machine()]
+
+
+def connect(address: str) -> list[Node]:
+    """Connect to the cluster at HOST:PORT (or ``auto``: the one on this node); return its nodes.
+
+    Raises `UsageError` where none answers within half a minute.
+    """
+    if "://" in address:
+        raise UsageError(
+            f"--address {address!r}: give HOST:PORT, or auto, on a node of the cluster"
+        )
+    load(loopback=False)
+    import ray
+
+    if not is_connected():
+        _try(address)
+        _init(address=address)
+    return [
+        Node(
+            name=node["NodeManagerHostname"],
+            cpus=node["Resources"].get("CPU", 0),
+            gpus=node["Resources"].get("GPU", 0),
+            memory=int(node["Resources"].get("memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+@contextmanager
+def running(resources: Resources) -> Iterator[None]:
+    """Hold Ray for the block: started on this machine, or the connection to a running cluster.
+
+    That is kept until the process ends, for a study may run its trials in several parts.
+    """
+    import ray
+
+    if resources.address:
+        connect(resources.address)
+    else:
+        machine = this_machine()
+        _init(
+            address="local",  # and not one that was started here by somebody else
+            num_cpus=cores(),
+            num_gpus=int(machine.gpus),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **({"_memory": machine.memory} if machine.memory else {}),
+        )
+    try:
+        yield
+    finally:
+        if not resources.address:
+            ray.shutdown()
+
+
+def check_shared(directory: Path) -> None:
+    """Raise `UsageError` naming a node that does not see, or cannot write, the study's directory.
+
+    A tiny task on each node looks: trials write there, and go on elsewhere when a node is lost.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    token = secrets.token_hex(8)
+    probe = directory / f".probe-{token}"
+    write_text(probe, token)
+    looks = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(_look).options(num_cpus=0, scheduling_strategy=where, max_retries=0)
+        looks[task.remote(str(probe), token)] = node["NodeManagerHostname"]
+    try:
+        ready, late = ray.wait([*looks], num_returns=len(looks), timeout=120)
+        problems = [f"{looks[task]} does not answer" for task in late]
+        problems += [f"{looks[task]} {found}" for task in ready if (found := _result(task))]
+    finally:
+        probe.unlink(missing_ok=True)
+    if problems:
+        raise UsageError(
+            f"study {str(directory)!r} must be on storage that all nodes share: "
+            f"{'; '.join(problems)}"
+        )
+
+
+def _look(probe: str, token: str) -> str:
+    """Return what is wrong with the study's directory on this node, or nothing."""
+    path = Path(probe)
+    try:
+        if path.read_text(encoding="ascii") != token:
+            return "sees another file of that name"
+        mine = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
+        mine.touch()
+        mine.unlink()
+    except FileNotFoundError:
+        return "does not see it"
+    except OSError as error:
+        return f"cannot write there ({error.strerror})"
+    return ""
+
+
+def _result(task: object) -> str:
+    """Return what a probe found; its own failure is a finding too."""
+    import ray
+
+    try:
+        return str(ray.get(task))
+    except Exception as error:
+        return f"cannot run trials: {str(error).strip().splitlines()[-1]}"
+
+
+def _try(address: str) -> None:
+    """Raise `UsageError` if no cluster answers: tried in a process, as Ray waits for minutes."""
+    command = [sys.executable, "-c", CONNECT, address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=CONNECT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"--address {address!r}: no Ray cluster answered in {CONNECT_SECONDS:.0f} s; "
+            "is it the HOST:PORT that `ray start --head` printed?"
+        ) from None
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UsageError(f"--address {address!r}: cannot connect: {last[0]}")
+
+
+def _init(**options: object) -> None:
+    import ray
+
+    ray.init(
+        log_to_driver=False,
+        configure_logging=False,  # `ablate.log` does
+        runtime_env={"env_vars": worker_environment()},
+        **options,
+    )
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of a process that trains."""
+    return WORKER_ENVIRONMENT | {"PYTHONPATH": _import_path()}
+
+
+def _import_path() -> str:
+    """Return the path under which workers find this package and what the driver could import."""
+    here: Sequence[str] = [str(Path(__file__).resolve().parent.parent)]
+    return os.pathsep.join(
+        dict.fromkeys([*here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )

@@ -1,0 +1,126 @@
+"""Studies on a running Ray cluster: nodes are raylets of their own on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samples import SMALL
+
+SETTINGS = {**SMALL, "steps": 300, "batch": 16, "evaluate": 30, "evaluation_batch": 16, "width": 64}
+TOKEN = secrets.token_hex(32)  # Ray reads it once in a process
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return a cluster of two nodes with a core each; the head is the driver's."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    found.other = found.add_node(**NODE)
+    yield found
+    found.shutdown()
+
+
+def start(shapes: str, tmp_path: Path, *more: str, **changes: object) -> subprocess.Popen[str]:
+    settings = {**SETTINGS, "data": shapes, **changes}
+    given = [f"--set={k}={v}" for k, v in settings.items()]
+    where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
+    command = ["--grid", "paper", "--stages", "pretrain", "--seeds", "2", *where, *given, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "ablate.run", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def results(study: Path) -> dict[str, dict[str, float]]:
+    """Return each trial's metrics but for its time."""
+    found = {}
+    for path in study.glob("trials/*/result.json"):
+        metrics = json.loads(path.read_text())["metrics"]
+        found[path.parent.name] = {k: v for k, v in metrics.items() if k != "train_seconds"}
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_survives_the_loss_of_a_node(shapes: str, tmp_path: Path, cluster: Any) -> None:
+    undisturbed = start(shapes, tmp_path)
+    shown, _ = undisturbed.communicate(timeout=250)
+    assert undisturbed.returncode == 0, shown
+    study = tmp_path / "study"
+    expected = results(study)
+    assert len(expected) == 4
+    study.rename(tmp_path / "before")
+
+    disturbed = start(shapes, tmp_path, "--address", cluster.address)
+    deadline = time.monotonic() + 120
+    while len(list(study.glob("trials/*/checkpoint.pt"))) < 2:  # one on each node
+        assert time.monotonic() < deadline, disturbed.communicate(timeout=5)
+        time.sleep(0.05)
+    cluster.remove_node(cluster.other, allow_graceful=False)
+    shown, _ = disturbed.communicate(timeout=250)
+    assert disturbed.returncode == 0, shown
+    assert "raylet" not in shown
+    assert "Traceback" not in shown
+    assert results(study) == expected
+    assert "ablate.cluster" in (study / "log.txt").read_text()  # where the loss is told
+    assert list(study.glob(".*")) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_nodes_train_a_trial_together(shapes: str, tmp_path: Path, cluster: Any) -> None:
+    more = ["--address", cluster.address, "--workers-per-trial", "2", "--seeds", "1"]
+    running = start(shapes, tmp_path, *more, steps=20, evaluate=2)
+    shown, _ = running.communicate(timeout=250)
+    assert running.returncode == 0, shown
+    for path in tmp_path.glob("study/trials/*/result.json"):
+        assert json.loads(path.read_text())["workers"] == 2
+    assert len(results(tmp_path / "study")) == 2
+
+
+def refused(shapes: str, tmp_path: Path, address: str, *more: str) -> str:
+    """Return the message of a command that is refused within half a minute."""
+    began = time.monotonic()
+    running = start(shapes, tmp_path, "--address", address, *more)
+    shown, _ = running.communicate(timeout=120)
+    assert running.returncode == 2, shown
+    assert "Traceback" not in shown
+    assert time.monotonic() - began < 60  # half a minute, and what the plan takes
+    return shown.strip().splitlines()[-1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_addresses_that_do_not_answer_are_named(shapes: str, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert "no Ray cluster answered" in refused(shapes, tmp_path, address)
+    message = refused(shapes, tmp_path, "nonsense")
+    assert "--address 'nonsense': cannot connect" in message
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_cluster_has_not_is_refused(shapes: str, tmp_path: Path, cluster: Any) -> None:
+    message = refused(shapes, tmp_path, cluster.address, "--gpus-per-trial", "1")
+    assert message == "error: --gpus-per-trial 1: the cluster of 2 nodes has 0 GPUs"
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,124 @@
+"""Trials under Ray on this machine: their order, several workers to a trial, and a full disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ranks import check_equal, run_alone
+from samples import SMALL, small
+
+from ablate.data import open_pairs
+from ablate.execute import launch_order
+from ablate.files import is_disk_error
+from ablate.ledger import Ledger
+from ablate.plan import read_plan
+from ablate.recipe import Recipe, with_fields
+from ablate.trial import Trial, make_trial
+from ablate.worker import FinalError, UnwritableError, _said
+from blocks import default_registry
+
+SETTINGS = {"steps": 20, "batch": 16, "evaluate": 2, "evaluation_batch": 16, "lr": 0.001}
+CELLS = ("original", "baseline", "grr", "clip")
+
+
+def trials(shapes: str, seeds: int, cells: tuple[str, ...] = CELLS) -> list[Trial]:
+    recipe = with_fields(Recipe(), {"data": shapes, **SETTINGS})
+    fingerprint, registry = open_pairs(shapes, 32).fingerprint, default_registry()
+    return [
+        make_trial(name, small(name), recipe, seed, fingerprint, registry)
+        for name in cells
+        for seed in range(seeds)
+    ]
+
+
+def test_seeds_come_one_after_the_other_and_cells_in_mixed_order(shapes: str) -> None:
+    every = trials(shapes, 6)
+    order = launch_order(every)
+    assert sorted(t.key for t in order) == sorted(t.key for t in every)
+    blocks = [order[i : i + len(CELLS)] for i in range(0, len(order), len(CELLS))]
+    assert [{t.seed for t in block} for block in blocks] == [{seed} for seed in range(6)]
+    assert all({t.name for t in block} == set(CELLS) for block in blocks)
+    assert len({tuple(t.name for t in block) for block in blocks}) > 2
+    assert launch_order(every[::-1]) == order
+    assert launch_order(order[5:]) == order[5:]  # the order in which a stopped study goes on
+
+
+def test_a_workers_failure_is_known_by_its_words() -> None:
+    """Ray Train passes on what its workers raise as text."""
+    passed_on = RuntimeError("rank 1:\nTraceback ...\nablate.worker.FinalError: loss nan\n")
+    assert _said(FinalError, passed_on) == "loss nan"
+    assert _said(UnwritableError, passed_on) == ""
+    assert _said(UnwritableError, UnwritableError("no space")) == "no space"
+
+
+def test_full_disks_are_known_however_they_are_told() -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(OSError, match="No space left") as full, Path("/dev/full").open("w") as file:
+        file.write("x" * 99999)
+    assert is_disk_error(full.value)
+    said = "I/O error: No space left on device (os error 28)"
+    assert is_disk_error(SafetensorError(said))
+    assert not is_disk_error(FileNotFoundError(2, "No such file"))
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a disk of 16 megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def run(shapes: str, study: Path, *more: str) -> tuple[int, str]:
+    settings = [f"--set={k}={v}" for k, v in {**SMALL, **SETTINGS, "data": shapes}.items()]
+    where = ["--study", str(study), "--mlflow", f"sqlite:///{study.parents[1]}/mlflow.db"]
+    grid = ["--grid", "paper", "--stages", "pretrain", "--seeds", "1"]
+    command = [sys.executable, "-m", "ablate.run", *grid, *where, *settings, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_full_disk_stops_the_study_in_one_line(
+    shapes: str, little_disk: Path, tmp_path: Path
+) -> None:
+    filler = little_disk / "filler"
+    filler.write_bytes(b"x" * 16_200_000)
+    code, shown = run(shapes, little_disk / "study")
+    assert code == 2, shown
+    assert "Traceback" not in shown
+    last = shown.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "No space left on device" in last
+    assert "the same command goes on from here" in last
+    filler.unlink()
+    code, shown = run(shapes, little_disk / "study")
+    assert code == 0, shown
+    subprocess.run(["mount", "-o", "remount,ro", str(little_disk)], check=True)
+    code, shown = run(shapes, little_disk / "study", "--set", "beta2=0.9")
+    assert code == 2, shown
+    assert "Read-only file system" in shown.strip().splitlines()[-1]
+    assert "Traceback" not in shown
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_of_two_workers_has_the_numbers_of_one(shapes: str, tmp_path: Path) -> None:
+    study = tmp_path / "a" / "study"
+    code, shown = run(shapes, study, "--workers-per-trial", "2", "--max-concurrent", "1")
+    assert code == 0, shown
+    assert "Reporting" not in (study / "log.txt").read_text()
+    for job in read_plan(study).trials:
+        run_alone(job, tmp_path / job.label)
+        check_equal(job, tmp_path / job.label, Ledger(study).folder(job))
