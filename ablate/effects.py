@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from ablate.grid import Contrast
-from ablate.sequential import level, sequential_p
+from ablate.sequential import EQUIVALENCE_SPENDING, level, sequential_p
 from ablate.statistics import (
     ALPHA,
     CONFIDENCE,
@@ -29,6 +29,7 @@ from ablate.statistics import (
 )
 
 FEWEST_SEEDS = 3  # a verdict needs so many
+EXPLORATORY = "exploratory"
 Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
 
 
@@ -38,12 +39,15 @@ class Rule:
 
     ``smallest_effect`` is the improvement in percent below which a difference is of no interest,
     ``primary_share`` the part of alpha that the primary contrast has, ``looks`` the numbers of
-    seeds at which a race is looked at.
+    seeds at which a race is looked at, ``aim`` what it goes on for: see `ablate.race`. In an
+    ``exploratory`` study, whose trials were stopped early, there are no verdicts.
     """
 
     smallest_effect: float = 1.0
     primary_share: float = 0.8
     looks: tuple[int, ...] = ()
+    aim: str = "improvements"
+    exploratory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +144,7 @@ def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect
         correlation=float(np.mean(correlations)),
         verdict="",
     )
-    return _judged(found)
+    return _judged(found, rule)
 
 
 def _p(values: Values, rule: Rule) -> float:
@@ -149,7 +153,9 @@ def _p(values: Values, rule: Rule) -> float:
 
 def _equivalence(values: Values, rule: Rule) -> float:
     test = partial(equivalence_p, margin=rule.smallest_effect)
-    return sequential_p(values, rule.looks, test) if rule.looks else test(values)
+    if not rule.looks:
+        return test(values)
+    return sequential_p(values, rule.looks, test, EQUIVALENCE_SPENDING)
 
 
 def _confidence(rule: Rule, seeds: int) -> float:
@@ -166,8 +172,8 @@ def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rul
     most = max((seed + 1 for losses in sets for _, seed in losses), default=0)
     for look in (look for look in rule.looks if look < most):
         seen = [{k: loss for k, loss in losses.items() if k[1] < look} for losses in sets]
-        for e in _family(contrasts, metric, seen, rule):
-            if verdict_is_decided(e.verdict):
+        for contrast, e in zip(contrasts, _family(contrasts, metric, seen, rule), strict=True):
+            if verdict_is_decided(e.verdict, contrast):
                 decided.setdefault(e.contrast, e.verdict)
     found = _family(contrasts, metric, sets, rule)
     return [replace(e, verdict=decided.get(e.contrast, e.verdict)) for e in found]
@@ -185,11 +191,11 @@ def _family(
     else:
         adjusted, rest = {}, holm([e.p for e in others])
     adjusted |= {e.contrast: p for e, p in zip(others, rest, strict=True)}
-    return [_judged(replace(e, p_adjusted=adjusted[e.contrast])) for e in found]
+    return [_judged(replace(e, p_adjusted=adjusted[e.contrast]), rule) for e in found]
 
 
-def _judged(found: Effect) -> Effect:
-    return replace(found, verdict=verdict(found))
+def _judged(found: Effect, rule: Rule) -> Effect:
+    return replace(found, verdict=EXPLORATORY if rule.exploratory else verdict(found))
 
 
 def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:
@@ -220,6 +226,9 @@ def verdict_is_clear(word: str) -> bool:
     return word in ("improved", "worse")
 
 
-def verdict_is_decided(word: str) -> bool:
-    """Return whether a verdict says that there is an effect, or none of interest."""
-    return verdict_is_clear(word) or word == "equivalent"
+def verdict_is_decided(word: str, contrast: Contrast) -> bool:
+    """Return whether a verdict is one to stop at: clear, or equivalent if not the primary one's.
+
+    A primary effect smaller than the smallest one of interest may yet be found to be there.
+    """
+    return verdict_is_clear(word) or (word == "equivalent" and not contrast.primary)

@@ -94,7 +94,12 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
 
 
 def _rule(plan: Plan) -> Rule:
-    return Rule(smallest_effect=plan.smallest_effect, looks=plan.looks)
+    return Rule(
+        smallest_effect=plan.smallest_effect,
+        looks=plan.looks,
+        aim=plan.aim,
+        exploratory=plan.exploratory,
+    )
 
 
 def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:

@@ -206,6 +206,7 @@ def _identity(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {"grid": plan.grid, "size": plan.size}
     declared = plan.primary.name if plan.primary else ""
     found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
+    found["aim"] = plan.aim
     found["smallest_effect"] = plan.smallest_effect
     found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:

@@ -13,6 +13,7 @@ from typing import Any
 from ablate.budget import Proposal
 from ablate.grids import GRIDS
 from ablate.mlflow_store import DEFAULT_STORE
+from ablate.race import AIMS, IMPROVEMENTS
 from ablate.resources import Scheduling
 from ablate.search_request import add_flags
 from assemblies import SIZES
@@ -56,8 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--race",
-        action="store_true",
-        help="add seeds look by look and drop cells that are decided, or hopeless, on the way",
+        nargs="?",
+        const=IMPROVEMENTS,
+        choices=AIMS,
+        help="add seeds look by look and drop, on the way, cells that are decided, or hopeless: "
+        "hardly to be found improved (improvements, the default) or to have a verdict (verdicts)",
     )
     top.add_argument(
         "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"

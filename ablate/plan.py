@@ -54,6 +54,7 @@ class Plan:
     code: str = ""
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
+    aim: str = "improvements"
     exploratory: bool = False
     search: Mapping[str, Any] = field(default_factory=dict)
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -38,14 +38,15 @@ class Declared:
     ``primary`` is the contrast that it is about, if not the grid's own; ``noise`` whether the
     reference is trained again under other seeds (None: in grids of five cells and more);
     ``smallest_effect`` the improvement in percent below which a difference is of no interest;
-    ``looks`` the numbers of seeds at which a race is looked at; ``cells`` the grid's cells that are
-    trained, if not all of them.
+    ``looks`` the numbers of seeds at which a race is looked at and ``aim`` what it goes on for;
+    ``cells`` the grid's cells that are trained, if not all of them.
     """
 
     primary: str = ""
     noise: bool | None = None
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
+    aim: str = "improvements"
     exploratory: bool = False
     cells: tuple[str, ...] = ()
 
@@ -115,6 +116,7 @@ def make_plan(
         code=code_hash(),
         smallest_effect=declared.smallest_effect,
         looks=declared.looks,
+        aim=declared.aim,
         exploratory=declared.exploratory,
     )
 

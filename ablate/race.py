@@ -1,9 +1,10 @@
 """A race: seeds are added look by look, and cells whose contrasts are all decided run no further.
 
-A contrast is decided by its verdict, or futile. A race is for finding what improves: a contrast is
-futile when the chance that the last look finds it improved is below `FUTILE`, the primary one only
-when it will have no verdict at all. A cell runs on while an undecided contrast needs it. Decisions
-are a function of the losses alone, so a study that was stopped goes on as if it had not been.
+A contrast is decided by its verdict, or futile: the chance that later looks find it improved is
+below `FUTILE`. With the aim of verdicts a race goes on for any verdict, as every race does for the
+primary contrast, which goes on from equivalent, too. A cell runs on while an undecided contrast
+needs it. Decisions are a function of the losses alone, so a study that was stopped goes on as if it
+had not been.
 
 Dropping cells cannot raise the family-wise error: a contrast that runs no further keeps a p over
 all looks that more seeds could only have lowered, and the adjustment never rejects more for a
@@ -23,7 +24,7 @@ import numpy as np
 from ablate.document import Section, Table
 from ablate.effects import Effect, Losses, Rule, effects, improvements, verdict_is_decided
 from ablate.grid import Contrast
-from ablate.sequential import level, spent
+from ablate.sequential import EQUIVALENCE_SPENDING, level, spent
 from ablate.statistics import ALPHA, Values, t_quantile
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from ablate.plan import Plan
     from ablate.trial import Trial
 
-FUTILE = 0.1  # the smallest chance of an improvement that is worth more seeds
+IMPROVEMENTS, VERDICTS = AIMS = ("improvements", "verdicts")
+FUTILE = 0.1  # the smallest chance of what a race is for that is worth more seeds
 FUTILE_PRIMARY = 0.01  # of any verdict on what the study is about
 DRAWS = 4000  # futures imagined for such a chance: it is then known to within half a percent
 FUTILE_WORD = "futile"
@@ -43,7 +45,7 @@ Family = Sequence[Contrast]
 class Decision:
     """Why a contrast asks for no more seeds: its verdict at this look, or ``futile``.
 
-    ``chance`` is what was left of one that the last look brings what the contrast ran on for.
+    ``chance`` is that of the looks to come to bring what the contrast ran on for.
     """
 
     effect: Effect
@@ -121,8 +123,8 @@ def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) 
             continue
         values = np.array(list(improvements(contrast, losses).values()))
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
-        chance = ahead.any if contrast.primary else ahead.improved
-        decided = verdict_is_decided(effect.verdict)
+        chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
+        decided = verdict_is_decided(effect.verdict, contrast)
         if decided or chance < (FUTILE_PRIMARY if contrast.primary else FUTILE):
             why = effect.verdict if decided else FUTILE_WORD
             decisions.append(Decision(effect=effect, why=why, chance=chance))
@@ -145,49 +147,47 @@ def multiplicity(contrast: Contrast, family: Family, found: Sequence[Effect], ru
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chances:
-    """The chances that the last look brings an improvement, and that it brings any verdict."""
+    """The chances that the looks to come bring an improvement, and that they bring any verdict."""
 
     improved: float
     any: float
 
 
 def chances(values: Values, rule: Rule, alpha: float) -> Chances:
-    """Return what the last look may bring, going by the values so far.
+    """Return what the looks to come may bring, going by the values so far.
 
     These are predictive probabilities: a true effect and its spread over seeds are drawn from what
     the values say of them (under a flat prior), and the seeds to come from these. ``alpha`` is what
     the contrast may spend in its family; equivalence is not adjusted.
     """
     now, last = len(values), rule.looks[-1]
-    if now >= last:
-        return Chances(improved=0.0, any=0.0)
-    seen, squares_seen, more = float(values.mean()), float(values.var()) * now, last - now
-    normal, spread, squares = _futures(now, last)
-    sigma = float(values.std(ddof=1)) * spread
-    later = seen + sigma * (normal[0] / math.sqrt(now) + normal[1] / math.sqrt(more))
-    mean = (now * seen + more * later) / last
-    between = now * more / last * (seen - later) ** 2
-    error = np.sqrt((squares_seen + sigma**2 * squares + between) / (last - 1) / last)
-    effect = t_quantile(last - 1, 1 - level(rule.looks, last, alpha)) * error
-    no_effect = t_quantile(last - 1, 1 - 2 * level(rule.looks, last)) * error  # one-sided tests
-    equivalent = rule.smallest_effect - np.abs(mean) >= no_effect
-    return Chances(
-        improved=float((mean >= effect).mean()),
-        any=float(((np.abs(mean) >= effect) | equivalent).mean()),
-    )
+    improved, decided = np.zeros(DRAWS, dtype=bool), np.zeros(DRAWS, dtype=bool)
+    if now < last:
+        spread, normal, later = _futures(now, last)
+        sigma = float(values.std(ddof=1)) * spread
+        true = float(values.mean()) + sigma * normal / math.sqrt(now)
+        paths = np.hstack([np.tile(values, (DRAWS, 1)), true + sigma * later])
+    for look in (look for look in rule.looks if look > now):
+        mean = paths[:, :look].mean(axis=1)
+        error = paths[:, :look].std(axis=1, ddof=1) / math.sqrt(look)
+        one_sided = level(rule.looks, look, spending=EQUIVALENCE_SPENDING)
+        effect = t_quantile(look - 1, 1 - level(rule.looks, look, alpha)) * error
+        no_effect = t_quantile(look - 1, 1 - 2 * one_sided) * error
+        improved |= (mean >= effect) & ~decided
+        decided |= (np.abs(mean) >= effect) | (rule.smallest_effect - np.abs(mean) >= no_effect)
+    return Chances(improved=float(improved.mean()), any=float(decided.mean()))
 
 
 @functools.cache
 def _futures(now: int, last: int) -> tuple[Values, Values, Values]:
-    """Return standard draws: two normals, the true spread over that seen, squares of later seeds.
+    """Return standard draws [draws 1] of a true spread and mean, and [draws seeds] of later seeds.
 
     From NumPy's frozen generator: the same ledger leads to the same decisions for ever.
     """
     generator: Any = np.random.RandomState(0)
-    normal = generator.standard_normal((2, DRAWS))
-    spread = np.sqrt((now - 1) / generator.chisquare(now - 1, DRAWS))
-    squares = generator.standard_normal((DRAWS, last - now)).var(axis=1) * (last - now)
-    return normal, spread, squares
+    spread = np.sqrt((now - 1) / generator.chisquare(now - 1, (DRAWS, 1)))
+    normal = generator.standard_normal((DRAWS, 1 + last - now))
+    return spread, normal[:, :1], normal[:, 1:]
 
 
 def needed(plan: Plan, race: Race | None) -> list[Trial]:
@@ -212,6 +212,7 @@ def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
     used = needed(plan, race)
     beyond = [t for t in plan.trials if t not in used and ledger.result(t) is not None]
     saved = len(plan.trials) - len(used)
+    aim = "find it improved" if plan.aim == IMPROVEMENTS else "bring a verdict"
     running = f" Still running: {', '.join(sorted(race.running))}." if race.running else ""
     return [
         Section(
@@ -219,9 +220,9 @@ def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
             paragraphs=[
                 f"Seeds were added at looks declared before the study began: "
                 f"{', '.join(map(str, plan.looks))}. A cell ran on while a contrast that needs it "
-                "was neither decided nor futile. Futile: the chance that the last look finds it "
-                f"improved is below {100 * FUTILE:g}% (the primary contrast: that it brings any "
-                f"verdict is below {100 * FUTILE_PRIMARY:g}%). p holds over all looks, and "
+                f"was neither decided nor futile. Futile: the chance that later looks {aim} is "
+                f"below {100 * FUTILE:g}% (the primary contrast: that they bring any verdict is "
+                f"below {100 * FUTILE_PRIMARY:g}%). p holds over all looks, and "
                 "intervals are wider, so that they hold at each. Effects that stopped a race early "
                 "tend to be overestimated.",
                 f"{saved} of {len(plan.trials)} trials ({saved / len(plan.trials):.0%}) were "

@@ -27,6 +27,7 @@ from ablate.outlook import Outlook, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
+from ablate.race import IMPROVEMENTS
 from ablate.search_request import (
     FOUND,
     Request,
@@ -145,7 +146,8 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
-        looks=choose_looks(options.race, options.looks, options.seeds),
+        aim=options.race or IMPROVEMENTS,
+        looks=choose_looks(bool(options.race), options.looks, options.seeds),
         cells=split_names(options.cells),
     )
     settings: Mapping[str, Any] = parse_settings(options.set)

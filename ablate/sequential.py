@@ -23,6 +23,7 @@ PATHS = 200_000  # simulated studies without an effect; p = 0.001 is then known 
 # The exponent of Kim and DeMets 1987: early looks spend little, for early dropping is what saves
 # trials. With 4 a race has up to 2 points less power than a study without looks, with 2 up to 6.
 SPENDING = 4.0
+EQUIVALENCE_SPENDING = 1.0  # evenly: what is found equivalent soon is what saves trials
 USUAL_LOOKS = (3, 5, 8, 12, 20, 32)
 USUAL_LAST = 8
 
@@ -61,31 +62,41 @@ def choose_looks(race: bool, given: str | None, seeds: int | None) -> tuple[int,
     return looks
 
 
-def weights(looks: tuple[int, ...]) -> Values:
+def weights(looks: tuple[int, ...], spending: float = SPENDING) -> Values:
     """Return each look's weight; they sum to 1."""
-    return np.diff((np.array((0, *looks)) / looks[-1]) ** SPENDING)
+    return np.diff((np.array((0, *looks)) / looks[-1]) ** spending)
 
 
-def sequential_p(values: Values, looks: tuple[int, ...], test: Callable[[Values], float]) -> float:
+def sequential_p(
+    values: Values,
+    looks: tuple[int, ...],
+    test: Callable[[Values], float],
+    spending: float = SPENDING,
+) -> float:
     """Return the p, over all looks, of values in the order of their seeds.
 
     ``test`` gives the p of the values up to a look. Looks that the values do not reach count as not
-    taken yet; values beyond the last look that they reach are not used.
+    taken yet; values beyond the last look that they reach are not used. For a one-sided test the p
+    is a little larger than it need be: two-sided p of two looks are less alike than one-sided ones.
     """
     reached = [n for n in looks if n <= len(values)]
     if not reached:
         return 1.0
-    weighted = zip(reached, weights(looks), strict=False)
+    weighted = zip(reached, weights(looks, spending), strict=False)
     smallest = float(min(test(values[:n]) / w for n, w in weighted))
-    found = _null(looks)
+    found = _null(looks, spending)
     rank = 1 + int(np.searchsorted(found, smallest, "right"))
     return min(1.0, smallest, rank / len(found))  # weights sum to 1: the union bound is above
 
 
-def level(looks: tuple[int, ...], seeds: int, alpha: float = ALPHA) -> float:
+def level(
+    looks: tuple[int, ...], seeds: int, alpha: float = ALPHA, spending: float = SPENDING
+) -> float:
     """Return the level that the t test of the last look reached is held to, 0 before the first."""
     reached = sum(n <= seeds for n in looks)
-    return float(_critical(looks, alpha) * weights(looks)[reached - 1]) if reached else 0.0
+    if not reached:
+        return 0.0
+    return float(_critical(looks, alpha, spending) * weights(looks, spending)[reached - 1])
 
 
 def spent(looks: tuple[int, ...], alpha: float = ALPHA) -> list[float]:
@@ -94,16 +105,16 @@ def spent(looks: tuple[int, ...], alpha: float = ALPHA) -> list[float]:
 
 
 @functools.cache
-def _critical(looks: tuple[int, ...], alpha: float) -> float:
+def _critical(looks: tuple[int, ...], alpha: float, spending: float = SPENDING) -> float:
     """Return the smallest weighted p that `sequential_p` turns into alpha."""
     # Far in the tail few of the simulated studies are left; the union bound holds there.
-    return max(alpha, float(np.quantile(_null(looks), alpha)))
+    return max(alpha, float(np.quantile(_null(looks, spending), alpha)))
 
 
 @functools.cache
-def _null(looks: tuple[int, ...]) -> Values:
+def _null(looks: tuple[int, ...], spending: float) -> Values:
     """Return, sorted, the smallest weighted p of studies in which nothing has an effect."""
-    return np.sort((_paths(looks) / weights(looks)).min(axis=1))
+    return np.sort((_paths(looks) / weights(looks, spending)).min(axis=1))
 
 
 @functools.cache

@@ -12,8 +12,10 @@ from typing import Any
 
 from rich.table import Table
 
+from ablate.findings import held_race
 from ablate.ledger import Ledger
 from ablate.plan import read_plan
+from ablate.race import needed
 from ablate.run import make_console
 from ablate.trial import Stage, Trial
 from blocks import UsageError
@@ -51,13 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def status(study: Path) -> dict[str, Any]:
-    """Return the state of a study as plain data: its trials, their stages, steps and failures."""
+    """Return the state of a study as plain data: its trials, their stages, steps and failures.
+
+    Of a race, trials are those that its looks ask for, as far as they have been held.
+    """
     plan, ledger = read_plan(study), Ledger(study)
+    race = held_race(plan, ledger) if plan.looks else None
     return {
         "study": str(study),
         "grid": plan.grid,
         "running": _is_locked(study),
-        "trials": [_of_trial(trial, ledger) for trial in plan.trials],
+        "trials": [_of_trial(trial, ledger) for trial in needed(plan, race)],
     }
 
 

@@ -11,8 +11,9 @@ import calibration
 import numpy as np
 import pytest
 
-from ablate.effects import Rule, effects, verdict_is_clear
+from ablate.effects import Rule, effect, effects, verdict_is_clear
 from ablate.grid import Contrast
+from ablate.race import IMPROVEMENTS
 from ablate.sequential import usual_looks
 
 PAIRS = [
@@ -58,6 +59,16 @@ def test_looks_do_not_raise_the_error(random: np.random.Generator) -> None:
     assert near(found, 0.05)
 
 
+def test_a_races_intervals_hold_at_every_look(random: np.random.Generator) -> None:
+    hits = []
+    for _ in range(800):
+        losses = calibration.simulate("ab", {}, 8, random)
+        seen = [{k: v for k, v in losses.items() if k[1] < look} for look in (3, 5, 8)]
+        found = [effect(PAIRS[0], "coca", at, rule=Rule(looks=(3, 5, 8))) for at in seen]
+        hits.append(all(e.low <= 0 <= e.high for e in found))
+    assert near(calibration.rate(hits), 0.95)
+
+
 def test_intervals_hold_the_truth(random: np.random.Generator) -> None:
     full = calibration.grid_of("full")
     for condition in ("even", "a swap whose gain varies over seeds"):
@@ -93,7 +104,9 @@ def test_power_is_what_a_plan_predicts(random: np.random.Generator) -> None:
 
 
 def test_a_race_saves_trials_at_equal_error(random: np.random.Generator) -> None:
-    found = calibration.race(calibration.grid_of("swaps"), 8, "none", "normal", 150, random)
+    found = calibration.race(
+        calibration.grid_of("swaps"), 8, "none", IMPROVEMENTS, "normal", 150, random
+    )
     assert at_most(found["any wrong verdict"], 0.05)
     assert found["saved"]["rate"] > 0.35
     assert near(found["coverage"], 0.97, beside=0.02)

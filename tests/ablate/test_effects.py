@@ -145,3 +145,10 @@ def test_a_race_reports_wider_intervals_and_larger_p() -> None:
 def test_effects_are_plain_data() -> None:
     assert set(Effect.__dataclass_fields__) >= {"contrast", "metric", "seeds", "p_adjusted"}
     assert replace(PLAIN) == PLAIN
+
+
+def test_an_exploratory_study_has_no_verdicts() -> None:
+    clear = losses(a=[10.0, 10.1, 9.9], b=[9.0, 9.1, 8.8], c=[9.5, 9.6, 9.3])
+    rule = Rule(exploratory=True)
+    assert {e.verdict for e in effects(CONTRASTS, "loss", clear, rule=rule)} == {"exploratory"}
+    assert effect(SWAP, "loss", clear, rule=rule).verdict == "exploratory"
