@@ -124,15 +124,15 @@ def _opening(
 ) -> list[str]:
     if differing:
         return [
-            f"The studies share {len(shared)} contrasts but are two experiments "
-            f"({'; '.join(differing[:3])}): their seeds are not pooled."
+            f"The studies share {len(shared)} contrast{'s' * (len(shared) != 1)} but are two "
+            f"experiments ({'; '.join(differing[:3])}): their seeds are not pooled."
         ]
     first = pooled[0] if pooled else None
     if first is None:
         return ["The studies share contrasts by name, but none with the same cells."]
     both = effect(first, "coca", _merged(a, b, "coca"), rule=Rule())
     return [
-        f"The studies are one experiment: {first.name} improves the CoCa loss by {percent(both)} "
+        f"The studies are one experiment: {first.name} changes the CoCa loss by {percent(both)} "
         f"over {len(both.seeds)} seeds together."
     ]
 

@@ -20,7 +20,7 @@ from ablate.findings import held_race
 from ablate.ledger import Ledger
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
-from ablate.provenance import launch_note
+from ablate.provenance import launch_note, without_passwords
 from ablate.race import look_words, needed
 from ablate.report import write_report
 from ablate.resources import Resources, Scheduling, choose_resources
@@ -63,13 +63,15 @@ class Launch:
     """How a study is run: what changes none of its numbers.
 
     ``arguments`` are those of the command, for the record; ``output`` is one of
-    `ablate.progress.OUTPUTS`; ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
+    `ablate.progress.OUTPUTS`; ``models`` whether MLflow gets trials' models (None: small ones);
+    ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
     to need, 0 where nothing is known.
     """
 
     arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
+    models: bool | None = None
     output: str = "auto"
     scheduling: Scheduling = field(default_factory=Scheduling)
     memory: int = 0
@@ -100,7 +102,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 "(--stages and --cells name all of a study)"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
-        tracker = Tracker(plan, ledger, launch.mlflow, say)
+        tracker = Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
         tracker.open()
 
         def run(left: Sequence[Trial]) -> None:
@@ -120,7 +122,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)
         unfinished = [trial for trial in wanted if ledger.result(trial) is None]
-        tracker.close([*findings.effects, *findings.noise], paths)
+        tracker.close([*findings.effects, *findings.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
     tell_where(paths[0], launch, console)
@@ -133,8 +135,9 @@ def tell_where(report: Path, launch: Launch, console: Console) -> None:
         print(report)
     elif launch.output == "json":
         print(json.dumps({"event": "report", "path": str(report)}))
-    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {launch.mlflow}"
-    where = f"\nreport: {report}\nMLflow: {launch.mlflow} (python -m ablate.ui{store})"
+    shown = without_passwords(launch.mlflow)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
+    where = f"\nreport: {report}\nMLflow: {shown} (python -m ablate.ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -21,8 +21,9 @@ from ablate.effects import Effect
 from ablate.files import digest, read_json, write_json
 from ablate.ledger import Ledger
 from ablate.mlflow_batches import MAX_VALUE
-from ablate.mlflow_store import absolute_store, connect, is_active, make_experiment, shown_store
+from ablate.mlflow_store import absolute_store, connect, is_active, make_experiment
 from ablate.plan import Plan, read_launches
+from ablate.provenance import without_passwords
 from ablate.shared_view import views
 from ablate.trial import Stage, Trial
 from assemblies.config import flatten
@@ -57,7 +58,7 @@ class StudyRuns:
         self.client = None
         client = connect(self.uri, warn)
         number = make_experiment(client, self.uri)
-        noted = (read_json(self.manifest) or {}).get(shown_store(self.uri)) or {}
+        noted = (read_json(self.manifest) or {}).get(without_passwords(self.uri)) or {}
         fresh = {"experiment": number, "parent": "", "children": {}, "effects": {}, "artifacts": {}}
         again = noted.get("experiment") == number and is_active(client, noted.get("parent", ""))
         self.known, self.client = {**fresh, **noted} if again else fresh, client
@@ -173,15 +174,18 @@ class StudyRuns:
                 self.client, self.parent, [{"step": self.known["samples"], **sample}]
             )
 
-    def ended(self) -> None:
-        """End the study's run, and those of trials that were stopped, as the ledger has them."""
-        left = [trial for trial in self.plan.trials if self.ledger.result(trial) is None]
+    def ended(self, wanted: Sequence[Trial]) -> None:
+        """End the study's run, and those of trials that were stopped, as the ledger has them.
+
+        ``wanted`` are the trials that the study needs: a race may end before all of its plan.
+        """
+        left = [trial for trial in wanted if self.ledger.result(trial) is None]
         failures = [trial for trial in left if self.ledger.failure(trial) is not None]
         for child in self.known["children"].values():
             if not child["final"] and "failed" not in child:
                 self.client.set_terminated(child["run"], "KILLED")
-        done = len(self.plan.trials) - len(left)
-        self.client.set_tag(self.parent, "ablate.trials", f"{done} of {len(self.plan.trials)} done")
+        done = f"{len(wanted) - len(left)} of {len(wanted)} done"
+        self.client.set_tag(self.parent, "ablate.trials", done)
         status = "FAILED" if failures else "KILLED" if left else "FINISHED"
         self.client.set_terminated(self.parent, status)
         self.remember()
@@ -207,8 +211,12 @@ class StudyRuns:
                 del group[key]
             noted |= {entry["run"] for entry in group.values()}
         for run in (run for number, run in there.items() if number not in noted):
+            is_trial = run.data.tags.get("ablate.role") == TRIAL  # a search's run has a key as well
             key = run.data.tags.get("ablate.key")
-            if key in {t.key for t in self.plan.trials} - self.known["children"].keys():
+            if (
+                is_trial
+                and key in {t.key for t in self.plan.trials} - self.known["children"].keys()
+            ):
                 self.known["children"][key] = _entry(run.info.run_id, run.info.start_time)
         planned = {trial.key for trial in self.plan.trials}
         for key, child in self.known["children"].items():
@@ -334,7 +342,7 @@ class StudyRuns:
     def remember(self) -> None:
         """Note what the store has. A password stays out of a file that is handed on."""
         noted = read_json(self.manifest) or {}
-        write_json(self.manifest, {**noted, shown_store(self.uri): self.known})
+        write_json(self.manifest, {**noted, without_passwords(self.uri): self.known})
 
 
 def _entry(run: str, began: int) -> dict[str, Any]:

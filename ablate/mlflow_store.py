@@ -19,8 +19,9 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
+from ablate.provenance import without_passwords
 from blocks import UsageError
 
 EXPERIMENT = "coca-blocks"
@@ -35,7 +36,7 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -49,15 +50,6 @@ def absolute_store(uri: str) -> str:
     if uri.startswith(SQLITE) and not uri.startswith(SQLITE + "/") and uri != SQLITE:
         return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).resolve()}"
     return uri
-
-
-def shown_store(uri: str) -> str:
-    """Return a store's URI without a password, for messages and files."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{place}"))
 
 
 def sqlite_file(store: str) -> Path | None:
@@ -169,7 +161,7 @@ def _check_driver(store: str) -> None:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-    name = shown_store(store)
+    name = without_passwords(store)
     try:
         make_url(store).get_dialect().import_dbapi()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
@@ -209,8 +201,8 @@ def _probe(store: str, warn: Callable[[str], None]) -> None:
         theirs, mine = _server_version(store), version("mlflow")
         if theirs and theirs.split(".")[:2] != mine.split(".")[:2]:
             warn(
-                f"the MLflow server {shown_store(store)} has version {theirs}, this study {mine}; "
-                "if something is missing there, install the same version"
+                f"the MLflow server {without_passwords(store)} has version {theirs}, this study "
+                f"{mine}; if something is missing there, install the same version"
             )
     elif store.startswith(DATABASES):
         parts = urlsplit(store)

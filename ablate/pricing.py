@@ -43,7 +43,7 @@ def price(
             raise explain(name, cell, error, registry) from error
     if not costs:
         reasons = "; ".join(dict.fromkeys(skipped.values()))
-        raise UsageError(f"no cell can be built: {reasons}")
+        raise UsageError(f"no cell of the grid can be built: {reasons}")
     return costs, skipped, same
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -22,13 +23,18 @@ def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
         "date": now.isoformat(),
-        "command": shlex.join(["python", "-m", "ablate.run", *arguments]),
+        "command": without_passwords(shlex.join(["python", "-m", "ablate.run", *arguments])),
         "git": git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(),
     }
+
+
+def without_passwords(text: str) -> str:
+    """Return a text with ``***`` for the passwords of the URIs in it: it may be handed on."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
 
 
 def device_name() -> str:

@@ -117,8 +117,8 @@ def _style() -> str:
 
 
 def _html_prose(text: str) -> Markup:
-    """Return a sentence whose intervals stay in one line."""
-    kept = r"\[[+-][\d.]+, [+-][\d.]+\]"
+    """Return a text whose intervals and arrows are not broken at a line's end."""
+    kept = r"\[[+-][\d.]+, [+-][\d.]+\]|-&gt;"
     return Markup(re.sub(kept, r'<span class="whole">\g<0></span>', str(escape(text))))
 
 

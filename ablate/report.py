@@ -24,6 +24,7 @@ from ablate.ledger import Ledger
 from ablate.methods import methods_section, problems_section, provenance_section
 from ablate.opening import opening, stamp
 from ablate.plan import Plan, read_plan
+from ablate.race import race_section
 from ablate.render import html, latex, markdown
 from ablate.search_methods import search_section
 from ablate.sections import (
@@ -49,6 +50,7 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
     sections = [
         *paper_section(plan, found),
         effects_section(plan, found),
+        *race_section(plan, ledger, found),
         *attribution_section(found),
         cells_section(plan, ledger),
         *captions_section(plan),

@@ -22,8 +22,9 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.pricing import explain, require_backends
 from ablate.search import NothingFoundError, Subject, search, search_trials
+from ablate.search_methods import BASE, name_of
 from ablate.search_outcomes import Found, Outcome, ranking
-from ablate.search_request import BASE, FOUND, Budget
+from ablate.search_request import FOUND, Budget
 from ablate.trial import Trial
 from assemblies import CoCaConfig, cost, normalise, with_field
 from blocks import KINDS, BlockSpec, Registry, Unsupported, UsageError, parse
@@ -143,12 +144,6 @@ def require_buildable(name: str, cell: CoCaConfig, registry: Registry) -> None:
         raise explain(name, cell, error, registry) from error
 
 
-def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:
-    """Return a cell's name: the base's, and each slot that differs from it."""
-    slots = [kind for kind in KINDS if getattr(cell.image, kind) != getattr(base.image, kind)]
-    return " ".join([BASE, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
-
-
 def importances(outcomes: Sequence[Outcome], plan: Plan, registry: Registry) -> dict[str, float]:
     """Return how much each choice matters for being among the best, from 0 to 1, largest first.
 
@@ -190,8 +185,8 @@ def found_grid(
     best = [o for o in ranking(outcomes) if o.cell != BASE][:keep]
     if not best:
         raise NothingFoundError(f"the walk has trained no cell but {BASE}")
-    named = {BASE: base} | {o.cell: reached(o.values, base, registry) for o in best}
-    contrasts = [against(BASE, outcome.cell, named) for outcome in best]
+    named = {BASE: base} | {o.short: reached(o.values, base, registry) for o in best}
+    contrasts = [against(BASE, outcome.short, named) for outcome in best]
     return Grid(
         name=FOUND,
         summary=f"the best {len(best)} cells of a walk of {len(outcomes)} trials, and {BASE}",

@@ -36,10 +36,11 @@ from ablate.search_blocks import (
     reached,
     walk,
 )
+from ablate.search_methods import BASE
 from ablate.search_outcomes import Found, best, ranking, write_found
 from ablate.search_recipes import tune
 from ablate.search_report import write_walk
-from ablate.search_request import BASE, Request
+from ablate.search_request import Request
 from ablate.tracking import Tracker
 from ablate.trial import Trial
 from assemblies import CoCa
@@ -136,8 +137,8 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
         )
         if not searching.confirms:  # otherwise the study logs it
             _log(replace(plan, trials=[]), ledger, searching.launch, written)
-    for rank, outcome in enumerate(ranking(found.outcomes)[: 2 * request.keep], start=1):
-        searching.say(f"{rank:3}  validation CoCa loss {outcome.loss:.4f}  {outcome.cell}")
+    for outcome in ranking(found.outcomes)[: 2 * request.keep]:
+        searching.say(f"{outcome.short}: validation CoCa loss {outcome.loss:.4f}: {outcome.cell}")
     searching.say("That is exploratory: one seed, and the luckiest of many.")
     if not searching.confirms:
         tell_where(written[0], searching.launch, searching.console)
@@ -160,7 +161,7 @@ def _log(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> N
 
     tracker = Tracker(plan, ledger, launch.mlflow, warn)
     tracker.open()
-    tracker.close([], paths)
+    tracker.close([], paths, [])
 
 
 def confirming_command(arguments: Sequence[str], seeds: int) -> str:

@@ -9,7 +9,10 @@ from ablate.document import Picture, Section, Table
 from ablate.ledger import Ledger
 from ablate.plan import AGAIN, Plan
 from ablate.search_outcomes import read_found
+from assemblies import CoCaConfig
+from blocks import KINDS
 
+BASE = "grr"  # where a walk starts
 FOLDER = "search"  # of a walk's own report, in the study's directory
 
 
@@ -34,7 +37,10 @@ def search_section(plan: Plan) -> list[Section]:
             f"The best {plan.search['keep']} cells were then trained from the seeds of this study, "
             f"which the walk has not seen. The walk's own report is in the folder {FOLDER}.",
         ]
-        return [Section(title="Where the cells come from", paragraphs=words)]
+        base, cells = plan.cells[BASE], plan.cells.items()
+        rows = [(name, name_of(cell, base)) for name, cell in cells if cell != base]
+        table = Table(title="Cells", header=("cell", "blocks of the image tower"), rows=rows)
+        return [Section(title="Where the cells come from", paragraphs=words, tables=[table])]
     search = plan.search
     words = [
         f"The recipe of each cell was tuned before its seeds ran, with the same budget for all: "
@@ -50,6 +56,12 @@ def search_section(plan: Plan) -> list[Section]:
     return [
         Section(title="Tuning", paragraphs=words, tables=[_tuning_table(plan)], pictures=[picture])
     ]
+
+
+def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:
+    """Return a walk's cell by its base and each slot that differs from that."""
+    slots = [kind for kind in KINDS if getattr(cell.image, kind) != getattr(base.image, kind)]
+    return " ".join([BASE, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
 
 
 def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:

@@ -29,6 +29,11 @@ class Outcome:
     cell: str = ""
     keys: tuple[str, ...] = ()
 
+    @property
+    def short(self) -> str:
+        """Return a short name of its cell, for tables and figures: ``walk 17``."""
+        return f"walk {self.number}"
+
 
 Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
 

@@ -57,7 +57,7 @@ def walk_document(
     """Return a walk's report: which cells it liked, and what would confirm them."""
     ranked = ranking(outcomes)
     base = plan.reference
-    rows = [_ranked_row(i, outcome, base, parameters) for i, outcome in enumerate(ranked, start=1)]
+    rows = [_ranked_row(outcome, base, parameters) for outcome in ranked]
     lost = [o for o in outcomes if o.loss is None]
     rules = {"pruned": "cannot be built", "fail": "failed"}
     items = [f"Trial {o.number} {rules[o.state]}: {_spelt(o)}: {o.reason}" for o in lost]
@@ -71,7 +71,7 @@ def walk_document(
         "other seeds.",
         opening=[
             f"{len(ranked)} cells were trained; the lowest validation CoCa loss, "
-            f"{ranked[0].loss:.4f}, has {ranked[0].cell}.",
+            f"{ranked[0].loss:.4f}, has {ranked[0].short}: {ranked[0].cell}.",
             f"A study of the best cells on seeds that the walk has not seen: {command}",
         ],
         sections=[
@@ -81,7 +81,7 @@ def walk_document(
                 tables=[
                     Table(
                         title="Cells by validation CoCa loss",
-                        header=("rank", "validation loss", "parameters", f"vs {base}", "cell"),
+                        header=("cell", "validation loss", "parameters", f"vs {base}", "blocks"),
                         rows=rows[:MOST_ROWS],
                         note=f"{len(rows) - MOST_ROWS} more are in search.json."
                         if len(rows) > MOST_ROWS
@@ -100,10 +100,8 @@ def _spelt(outcome: Outcome) -> str:
     return outcome.cell or ", ".join(f"{name}={value}" for name, value in outcome.values.items())
 
 
-def _ranked_row(
-    rank: int, outcome: Outcome, base: str, parameters: Mapping[str, int]
-) -> tuple[str, ...]:
+def _ranked_row(outcome: Outcome, base: str, parameters: Mapping[str, int]) -> tuple[str, ...]:
     own, reference = parameters.get(outcome.cell), parameters.get(base)
     difference = f"{100 * (own / reference - 1):+.2f}%" if own and reference else "-"
     count = f"{own:,}" if own else "-"
-    return (str(rank), f"{outcome.loss:.4f}", count, difference, outcome.cell)
+    return (outcome.short, f"{outcome.loss:.4f}", count, difference, outcome.cell)

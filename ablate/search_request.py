@@ -15,6 +15,7 @@ from ablate.ledger import Ledger
 from ablate.plan import AGAIN, FILE, Plan, read_plan
 from ablate.planner import retune
 from ablate.recipe import Recipe
+from ablate.search_methods import BASE
 from ablate.search_space import Space, default_space, parse_space, searched_fields, spell, tuned
 from ablate.train import loss_weights
 from ablate.trial import MAX_SEEDS
@@ -23,7 +24,6 @@ from blocks import Registry, UsageError
 from blocks.errors import unknown
 
 FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
-BASE = "grr"  # where a walk starts
 FOUND = "found"  # the grid of the cells that a walk has found
 METHODS, OVER = ("optuna",), ("recipes", "blocks")
 KEEP = 3

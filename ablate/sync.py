@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ablate.effects import Effect
-from ablate.findings import make_findings
+from ablate.findings import Findings, make_findings
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
 from ablate.mlflow_searches import write_searches
-from ablate.mlflow_store import DEFAULT_STORE, check_store, explain, shown_store
+from ablate.mlflow_store import DEFAULT_STORE, check_store, explain
 from ablate.plan import Plan, read_plan
+from ablate.provenance import without_passwords
+from ablate.race import needed
 from ablate.search_outcomes import read_found
 from blocks import UsageError
 from blocks.errors import Parser
@@ -27,9 +28,10 @@ class Sync:
     """Writes all of a study that a store lacks; what the store refuses is told and passed over."""
 
     def __init__(self, plan: Plan, ledger: Ledger, uri: str, models: bool | None = None) -> None:
-        self.plan, self.ledger, self.store = plan, ledger, shown_store(uri)
+        self.plan, self.ledger, self.store = plan, ledger, without_passwords(uri)
         self.runs = StudyRuns(plan, ledger, uri, models=models)
         self.down, self.lacking = False, 0
+        self.findings: Findings | None = None
 
     def run(self) -> int:
         """Write what is missing and say what that was; returns the exit code."""
@@ -37,10 +39,11 @@ class Sync:
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
         found = read_found(self.ledger.directory)
         self._write("the search", lambda: write_searches(self.runs, found))
-        effects = self._write("the effects", lambda: self.runs.write_effects(self._effects()))
+        effects = self._write("the effects", self._effects)
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))
-        self._write("the study's run", self.runs.ended)
+        wanted = needed(self.plan, self.findings.race if self.findings else None)
+        self._write("the study's run", partial(self.runs.ended, wanted))
         if self.down:
             return LACKING
         print(
@@ -49,9 +52,9 @@ class Sync:
         )
         return LACKING if self.lacking else DONE
 
-    def _effects(self) -> list[Effect]:
-        found = make_findings(self.plan, self.ledger)
-        return [*found.effects, *found.noise]
+    def _effects(self) -> int:
+        self.findings = make_findings(self.plan, self.ledger)
+        return self.runs.write_effects([*self.findings.effects, *self.findings.noise])
 
     def _write(self, what: str, job: Callable[[], int | None]) -> int:
         """Do a job and return its count; after a store that does not answer, do none."""

@@ -19,8 +19,9 @@ from ablate.effects import Effect
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
 from ablate.mlflow_searches import write_searches
-from ablate.mlflow_store import explain, shown_store
+from ablate.mlflow_store import explain
 from ablate.plan import Plan
+from ablate.provenance import without_passwords
 from ablate.search_outcomes import read_found
 from ablate.trial import Trial
 
@@ -91,15 +92,18 @@ class Tracker:
         if found := read_found(self.ledger.directory):
             self._put("search", partial(write_searches, self.runs, found))
 
-    def close(self, effects: Sequence[Effect], artifacts: Sequence[Path]) -> None:
+    def close(
+        self, effects: Sequence[Effect], artifacts: Sequence[Path], wanted: Sequence[Trial]
+    ) -> None:
         """Write effects and report, end the study's run, and say so if the store lacks anything.
 
+        ``wanted`` are the trials that the study needs: a race may end before all of its plan.
         Waits as long as the store takes things, and ``patience`` seconds where it does not.
         """
         self.sync()
         self._put("effects", partial(self.runs.write_effects, effects))
         self._put("report", partial(self.runs.write_artifacts, artifacts))
-        self._put("end", self.runs.ended)
+        self._put("end", partial(self.runs.ended, wanted))
         self.progress = time.monotonic()
         self.closing.set()
         while self.writer.is_alive() and time.monotonic() - self.progress < self.patience:
@@ -108,7 +112,7 @@ class Tracker:
         with self.lock:
             behind = bool(self.jobs) or self.writer.is_alive() or bool(self.refused)
         if behind:
-            store = shown_store(self.uri)
+            store = without_passwords(self.uri)
             self.warn(
                 f"MLflow store {store} lacks part of this study; bring it up to date with "
                 f"`python -m ablate.sync {self.ledger.directory} --mlflow {store}`"
@@ -169,7 +173,7 @@ class Tracker:
         return True
 
     def _complain(self, error: Exception) -> None:
-        store = shown_store(self.uri)
+        store = without_passwords(self.uri)
         self._tell_once(
             f"MLflow store {store}: {explain(error)}. The study goes on; "
             "the same command again, or python -m ablate.sync, brings MLflow up to date.",

@@ -22,9 +22,9 @@ from ablate.mlflow_store import (
     connect,
     explain,
     find_experiment,
-    shown_store,
     sqlite_file,
 )
+from ablate.provenance import without_passwords
 from ablate.shared_view import (
     LOADED,
     MAX_COMPARED,
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if is_server:
-        print(f"{shown_store(store)} is a server with a UI of its own:")
+        print(f"{without_passwords(store)} is a server with a UI of its own:")
     else:
         print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:")
     print("\n".join(shown), flush=True)
@@ -94,7 +94,7 @@ def links(uri: str, base: str) -> Iterator[str]:
 
     Raises `UsageError` where the store holds no study, `StoreError` where it does not answer.
     """
-    store = shown_store(absolute_store(uri))
+    store = without_passwords(absolute_store(uri))
     client = connect(uri, lambda text: print(text, file=sys.stderr))
     try:
         experiment = find_experiment(client, uri)

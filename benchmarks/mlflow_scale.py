@@ -84,7 +84,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
     """Pass a study through the Tracker; returns seconds of its calls and of all writing."""
     said: list[str] = []
     found = make_findings(plan, ledger)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     tracker = Tracker(plan, ledger, uri, said.append)
     calls = [timed(tracker.open)]
     for trial in plan.trials:
@@ -93,7 +93,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
             calls.append(timed(lambda trial=trial: tracker.measured(trial, {})))
         calls.append(timed(lambda trial=trial: tracker.finished(trial, {})))
     told = time.perf_counter() - began
-    tracker.close(found.effects, [])
+    tracker.close([*found.effects, *found.noise], [], plan.trials)
     assert not said, said
     return {
         "calls": len(calls),
@@ -102,6 +102,7 @@ def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
         "longest_call_after_open_ms": 1e3 * max(calls[1:]),
         "seconds_until_all_calls_returned": told,
         "seconds_until_all_was_written": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - busy,
     }
 
 

@@ -107,7 +107,6 @@ def test_the_plan_of_full_keeps_parameters_within_1_percent(capsys: object) -> N
         assert own.parameters == pytest.approx(base, rel=0.01), name
     text = describe(plan)
     assert all(name in text for name in plan.costs)
-    assert "no two-sided p can be below 0.25" in text
 
 
 def test_trials_go_seed_by_seed() -> None:
@@ -166,7 +165,7 @@ def test_a_plugin_that_breaks_is_named_before_anything_runs(tmp_path: Path) -> N
     (("paper", "nano", 1, {"data": "embedded:stamps", "vocabulary": 10}), "at least 259"),
     (("paper", "nano", 1, {"data": "embedded:x"}), "no embedded data set named 'x'"),
     (("paper", "nano", 1, {"data": "embedded:stamps", "batch": 5000}), "fewer than a batch"),
-    (("smoke", "nano", 1, {"data": "embedded:stamps", "image.heads": 7}), "no cell of grid"),
+    (("smoke", "nano", 1, {"data": "embedded:stamps", "image.heads": 7}), "no cell of the grid"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_anything_runs(arguments: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from samples import SMALL
 
-from ablate.budget import STARTUP, Proposal, Work, work_left
+from ablate.budget import STARTUP, Proposal, Work, spell_duration, work_left
 from ablate.effects import FEWEST_SEEDS
 from ablate.forecast import ESTIMATED, Forecast
 from ablate.grid import Contrast
@@ -59,7 +59,8 @@ def test_the_plan_tells_time_memory_and_evidence(shapes: str) -> None:
     assert "1 min 40 s  300" in text
     assert "1 min 41 s  301" in text
     # 100 101 | 100 101 | 100 101 on two slots: 300 and 303
-    assert "predicted: 5 min 18 s for 6 trials, 2 side by side; done by 12:05" in text
+    whole = spell_duration(STARTUP + 303)
+    assert f"predicted: {whole} for 6 trials, 2 side by side; done by 12:05" in text
     assert "a few steps of each cell, measured 2 side by side, and from finished trials" in text
     assert "memory of trials side by side: 602 MiB of 1,024 MiB" in text
     assert "TOO MUCH" not in text

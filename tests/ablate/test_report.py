@@ -254,3 +254,10 @@ def test_many_clear_swaps_are_summed_up_in_one_sentence(shapes: str, tmp_path: P
     singles = len(plan.contrasts) - 1
     assert sentence.startswith(f"Of the single swaps 0 clearly improve and {singles} clearly")
     assert sentence.count(" -> ") == 2
+
+
+def test_a_race_tells_its_looks(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", declared=Declared(looks=(3, 6)))
+    finish(plan, ledger)
+    titles = [s.title for s in make_report(plan, ledger, make_findings(plan, ledger)).sections]
+    assert titles[1:4] == ["Effects", "The race", "Cells"]

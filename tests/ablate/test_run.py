@@ -94,7 +94,9 @@ def check_mlflow(tmp_path: Path, trials: int) -> None:
         assert child.data.metrics["shapes/test/coca"] > 0
         curve = client.get_metric_history(child.info.run_id, "train/loss")
         assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
-    assert any(name.startswith("effect/baseline to grr/") for name in parent.data.metrics)
+    effects = {r.data.tags["ablate.contrast"]: r for r in runs if "ablate.contrast" in r.data.tags}
+    assert "coca/estimate" in effects["baseline -> grr"].data.metrics
+    assert effects["baseline -> grr"].data.tags["ablate.verdict"]
 
 
 @pytest.mark.ray

@@ -33,9 +33,11 @@ SETTINGS = {**SMALL, "steps": 4, "batch": 16, "evaluate": 2, "evaluation_batch":
 
 
 @functools.cache
-def small_plan(data: str, finetune: bool = False, noise: bool = False) -> Plan:
+def small_plan(
+    data: str, finetune: bool = False, noise: bool = False, cells: tuple[str, ...] = ()
+) -> Plan:
     sources = [data] if finetune else []
-    settings, declared = {**SETTINGS, "data": data}, Declared(noise=noise)
+    settings, declared = {**SETTINGS, "data": data}, Declared(noise=noise, cells=cells)
     return make_plan("paper", "nano", 2, settings, REGISTRY, sources, declared)
 
 
@@ -116,13 +118,14 @@ def test_the_value_is_the_mean_best_validation_loss_over_the_tuning_seeds(
 
 
 def test_what_is_asked_depends_neither_on_order_nor_on_place(shapes: str, tmp_path: Path) -> None:
-    plan, budget = small_plan(shapes), Budget(trials=12, generation=3)  # with 4 of the estimator's
+    plan = small_plan(shapes, cells=("grr",))
+    budget = Budget(trials=12, generation=3)  # the last three are the estimator's
     one, found, _ = searched(plan, tmp_path / "a", budget)
     other, same, train = searched(plan, tmp_path / "b", budget, backwards=True)
     assert sequence(found) == sequence(same)
     assert one == other
     assert len({json.dumps(dict(o.values), sort_keys=True) for o in found["grr"]}) == 12
-    assert len({trial.key for trial in train.trained}) == 24
+    assert len({trial.key for trial in train.trained}) == 12
 
 
 def test_an_interrupted_search_goes_on_to_the_same_end(shapes: str, tmp_path: Path) -> None:

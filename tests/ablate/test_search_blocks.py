@@ -23,13 +23,13 @@ from ablate.search_blocks import (
     choose,
     found_grid,
     importances,
-    name_of,
     reached,
     walk,
 )
+from ablate.search_methods import BASE, name_of, search_section
 from ablate.search_outcomes import Found, Outcome, ranking
 from ablate.search_report import write_walk
-from ablate.search_request import BASE, FIRST_SEED, Budget, base_grid, describe_walk
+from ablate.search_request import FIRST_SEED, Budget, base_grid, describe_walk
 from assemblies import normalise, preset, with_field
 from blocks import KINDS, Registry, UsageError, load_registry
 
@@ -81,8 +81,13 @@ def test_a_walk_ranks_cells_and_proposes_a_study_of_the_best(shapes: str, tmp_pa
 def check_confirmation(found: Walked, plan: Plan, data: str) -> None:
     design = functools.partial(found_grid, found.outcomes, 3)
     study = make_plan(design, "nano", 4, {**SETTINGS, "data": data}, REGISTRY, [])
-    best = [outcome.cell for outcome in ranking(found.outcomes) if outcome.cell != BASE][:3]
+    ranked = [outcome for outcome in ranking(found.outcomes) if outcome.cell != BASE][:3]
+    best = [f"walk {outcome.number}" for outcome in ranked]
     assert list(study.cells) == [BASE, *best]
+    for name, outcome in zip(best, ranked, strict=True):
+        assert name_of(study.cells[name], plan.cells[BASE]) == outcome.cell
+    (section,) = search_section(replace(study, search=plan.search))
+    assert section.tables[0].rows == [(f"walk {o.number}", o.cell) for o in ranked]
     assert study.primary is not None
     assert study.primary.pairs == ((BASE, best[0]),)
     assert [contrast.pairs for contrast in study.contrasts] == [((BASE, b),) for b in best]
@@ -204,11 +209,11 @@ def test_a_walks_report_says_that_it_is_exploratory(shapes: str, tmp_path: Path)
     }  # fmt: skip
     text = (tmp_path / "search" / "report.md").read_text()
     for words in (
-        "EXPLORATORY", "9.5000, has grr norm=none", "python -m x", "-10.00%",
+        "EXPLORATORY", "9.5000, has walk 1: grr norm=none", "python -m x", "-10.00%",
         "Trial 2 failed", "heads of width 3", "The test split was not looked at",
     ):  # fmt: skip
         assert words in text
-    rows = [line for line in text.splitlines() if line.startswith(("| 1 ", "| 2 "))]
+    rows = [line for line in text.splitlines() if line.startswith("| walk ")]
     assert [row.split("|")[5].strip() for row in rows] == ["grr norm=none", "grr"]
     write_walk(plan, outcomes, {}, sizes, "python -m x", tmp_path)
     assert not (tmp_path / "search" / "importance.png").exists()

@@ -27,10 +27,10 @@ from ablate import sync
 from ablate.effects import Effect
 from ablate.findings import make_findings
 from ablate.ledger import Ledger
-from ablate.mlflow_store import check_store, schema_revisions, shown_store
+from ablate.mlflow_store import check_store, schema_revisions
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
-from ablate.provenance import launch_note
+from ablate.provenance import launch_note, without_passwords
 from ablate.shared_view import TAG, view_key
 from ablate.stages import run_trial
 from ablate.tracking import Tracker
@@ -105,7 +105,7 @@ def track(plan: Plan, ledger: Ledger, uri: str, said: list[str], **options: Any)
             tracker.failed(trial, "Traceback\nDivergedError: loss nan at step 3\n")
         else:
             tracker.finished(trial, metrics)
-    tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory))
+    tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory), plan.trials)
 
 
 def runs_of(uri: str, role: str) -> dict[str, Any]:
@@ -223,7 +223,8 @@ def test_what_is_sent_again_changes_nothing(study: Study, store: str, tmp_path: 
     track(plan, ledger, store, [])
     before = contents(file)
     noted = json.loads((ledger.directory / "mlflow.json").read_text())
-    for child in noted[store]["children"].values():  # as after a kill between sending and noting
+    noted[store]["children"].pop(plan.trials[0].key)  # as after a kill between sending and noting
+    for child in noted[store]["children"].values():
         child |= {"step": 0, "final": False, "described": False}
     (ledger.directory / "mlflow.json").write_text(json.dumps(noted))
     assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
@@ -251,6 +252,31 @@ def test_a_failed_trial_says_why_until_it_succeeds(
     assert "ablate.failure" not in run.data.tags
 
 
+def test_a_study_ends_with_the_trials_that_it_needs(study: Study, store: str) -> None:
+    plan, ledger = study
+    (ledger.folder(plan.trials[-1]) / "result.json").unlink()
+    for wanted, status in ((plan.trials, "KILLED"), (plan.trials[:-1], "FINISHED")):
+        tracker = Tracker(plan, ledger, store, pytest.fail)
+        tracker.open()
+        tracker.close([], [], wanted)
+        (parent,) = runs_of(store, "study").values()
+        assert parent.info.status == status
+
+
+def test_the_machine_is_looked_at_while_a_study_runs(
+    study: Study, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ledger = study
+    monkeypatch.setattr("ablate.tracking.INTERVAL", 0.05)
+    monkeypatch.setattr("ablate.tracking.SAMPLE_SECONDS", 0.0)
+    tracker = Tracker(plan, ledger, store, pytest.fail)
+    tracker.open()
+    wait_until(lambda: tracker.runs.known.get("samples", 0) > 2)
+    tracker.close([], [], plan.trials)
+    (parent,) = runs_of(store, "study").values()
+    assert 0 < parent.data.metrics["system/system_memory_usage_percentage"] <= 100
+
+
 def test_models_are_left_out_when_told(study: Study, store: str, tmp_path: Path) -> None:
     plan, ledger = study
     track(plan, ledger, store, [], models=False)
@@ -271,7 +297,7 @@ def test_no_call_waits_for_a_locked_store(study: Study, store: str, tmp_path: Pa
         for trial in plan.trials:
             tracker.measured(trial, {})
             tracker.finished(trial, {})
-        tracker.close(effects_of(plan, ledger), [])  # all while the lock is held
+        tracker.close(effects_of(plan, ledger), [], plan.trials)  # all while the lock is held
     finally:
         blocker.execute("rollback")
         blocker.close()
@@ -326,7 +352,7 @@ def test_sync_fills_a_fresh_store_and_then_has_nothing_to_do(
 
 
 def test_sync_tells_what_it_cannot_do(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    study: Study, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, ledger = study
     assert sync.main([str(tmp_path)]) == 2
@@ -335,6 +361,10 @@ def test_sync_tells_what_it_cannot_do(
     assert capsys.readouterr().err.splitlines() == [
         "MLflow store http://127.0.0.1:9: does not answer (Connection refused)"
     ]
+    client = MlflowClient(tracking_uri=store)
+    client.delete_experiment(client.create_experiment("coca-blocks"))
+    assert sync.main([str(ledger.directory), "--mlflow", store]) == 1
+    assert "was deleted; restore it with `mlflow experiments restore" in capsys.readouterr().err
     with ledger.locked():
         owner = subprocess.run(
             [sys.executable, "-m", "ablate.sync", str(ledger.directory)],
@@ -345,9 +375,12 @@ def test_sync_tells_what_it_cannot_do(
 
 
 def test_a_password_is_in_no_message_and_no_file() -> None:
-    uri = "postgresql://me:secret@db.example:5432/mlflow"
-    assert shown_store(uri) == "postgresql://me:***@db.example:5432/mlflow"
-    assert shown_store("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    command = "ablate.run --mlflow=postgresql://me:secret@db.example:5432/mlflow --set lr=1"
+    assert without_passwords(command) == command.replace("secret", "***")
+    assert without_passwords("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert without_passwords("http://localhost:5000") == "http://localhost:5000"
+    note = launch_note(["--mlflow", "mysql://me:secret@db/mlflow"])
+    assert "secret" not in json.dumps(note)
 
 
 def make_database(path: Path, *statements: str) -> str:
@@ -501,7 +534,7 @@ def test_a_server_that_comes_late_takes_the_whole_study(
     wait_until(lambda: bool(said))
     assert "does not answer (Connection refused). The study goes on" in said[0]
     with serving(tmp_path, port) as uri:
-        tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory))
+        tracker.close(effects_of(plan, ledger), sync.report_files(ledger.directory), plan.trials)
         assert len(said) == 1, said
         assert capsys.readouterr() == ("", "")  # MLflow would announce each run
         assert {run.info.status for run in runs_of(uri, "trial").values()} == {"FINISHED"}
