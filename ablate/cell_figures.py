@@ -48,8 +48,8 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
         lower.set_xlabel("step")
         lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if metric == DECISIVE:
-            steps = max(step for by_seed in gains.values() for s in by_seed.values() for step in s)
-            label_ends(lower, {**ends, plan.reference: (steps, 0.0)}, inks)
+            last = max(max(own) for by_seed in found[metric].values() for own in by_seed.values())
+            label_ends(lower, {**ends, plan.reference: (last, 0.0)}, inks)
     return figure
 
 
@@ -67,23 +67,18 @@ def _curves(plan: Plan, ledger: Ledger, name: str) -> dict[str, Curves]:
     return {cell: by_seed for cell, by_seed in found.items() if by_seed}
 
 
-def _gains(found: Mapping[str, Curves], reference: str) -> dict[str, Curves]:
+def _gains(found: Mapping[str, Curves], reference: str) -> Mapping[str, Curves]:
     """Return the improvement in percent over the reference at the same step of the same seed."""
     base = found.get(reference, {})
-    gains = {
-        cell: {
-            seed: {
-                step: 100 * (1 - loss / base[seed][step])
-                for step, loss in points.items()
-                if step in base[seed]
-            }
-            for seed, points in by_seed.items()
-            if seed in base
-        }
-        for cell, by_seed in found.items()
-        if cell != reference
-    }
-    return {cell: by_seed for cell, by_seed in gains.items() if any(by_seed.values())}
+    gains: dict[str, dict[int, dict[int, float]]] = {}
+    for cell in (cell for cell in found if cell != reference):
+        for seed in found[cell].keys() & base.keys():
+            ours, theirs = found[cell][seed], base[seed]
+            both = ours.keys() & theirs.keys()
+            if both:
+                points = {step: 100 * (1 - ours[step] / theirs[step]) for step in both}
+                gains.setdefault(cell, {})[seed] = points
+    return gains
 
 
 def _lines(

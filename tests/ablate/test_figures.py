@@ -276,3 +276,13 @@ def test_the_reference_and_the_candidate_keep_their_inks(full: Made) -> None:
     assert inks["baseline"] == INK
     assert list(inks.values()).count(INKS["candidate"][0]) == 1
     assert improvements(plan.primary, stage_losses(plan, ledger)["coca"])
+
+
+def test_curves_of_a_study_that_stopped_before_two_cells_met(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=1)
+    finish(plan, ledger, but=[trial for trial in plan.trials if trial.name == "grr"])
+    drawing = cell_figures.curves(plan, ledger)
+    assert drawing is not None
+    upper, lower = drawing.axes[0], drawing.axes[3]
+    assert len(upper.lines) == 1  # baseline's
+    assert len(lower.lines) == 1  # zero: nothing to compare with yet
