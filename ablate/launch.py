@@ -63,13 +63,15 @@ class Launch:
     """How a study is run: what changes none of its numbers.
 
     ``arguments`` are those of the command, for the record; ``output`` is one of
-    `ablate.progress.OUTPUTS`; ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
+    `ablate.progress.OUTPUTS`; ``models`` whether MLflow gets trials' models (None: small ones);
+    ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
     to need, 0 where nothing is known.
     """
 
     arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     mlflow: str = DEFAULT_STORE
+    models: bool | None = None
     output: str = "auto"
     scheduling: Scheduling = field(default_factory=Scheduling)
     memory: int = 0
@@ -100,7 +102,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 "(--stages and --cells name all of a study)"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
-        tracker = Tracker(plan, ledger, launch.mlflow, say)
+        tracker = Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
         tracker.open()
 
         def run(left: Sequence[Trial]) -> None:

@@ -98,6 +98,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
     top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    top.add_argument(
+        "--models",
+        action=argparse.BooleanOptionalAction,
+        help="copy trials' models to MLflow (default: those of at most 64 MiB)",
+    )
     output = top.add_mutually_exclusive_group()
     output.add_argument(
         "--quiet",

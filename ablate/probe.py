@@ -31,7 +31,7 @@ from assemblies import Decoding
 from assemblies.checkpoint import save
 from blocks import default_registry
 
-STEPS, SECONDS = 5, 0.5  # a step is timed at least so often, and steps for at least so long
+STEPS, SECONDS = 8, 1.0  # a step is timed at least so often, and steps for at least so long
 PICTURES = 64  # that are captioned, as many as the captioner takes at a time
 KIBIBYTES = 1 if sys.platform == "darwin" else 1024  # in a unit of ru_maxrss
 
@@ -121,14 +121,17 @@ def measure_stage(training: Training, setup: float, scratch: Path) -> Timing:
 
 
 def _time_steps(training: Training) -> float:
-    """Return the median seconds of a step, after one to warm up."""
+    """Return the mean seconds of a step, after one to warm up.
+
+    Not the median: on a busy machine some steps take far longer, and a trial has its share of them.
+    """
     found: list[float] = []
     while training.state.step < training.recipe.steps:
         found.append(_seconds(training.step))
         training.state.step += 1
         if len(found) > STEPS and sum(found[1:]) > SECONDS:
             break
-    return statistics.median(found[1:] or found)
+    return statistics.mean(found[1:] or found)
 
 
 def _shorten(splits: dict[str, EncodedSplit], name: str, stage: Stage) -> float:

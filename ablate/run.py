@@ -117,6 +117,7 @@ def _run(
         arguments=tuple(options.arguments),
         plugins=plugins,
         mlflow=options.mlflow,
+        models=options.models,
         output=options.output,
         scheduling=read_scheduling(options),
         memory=max((f.memory for f in sound), default=0),

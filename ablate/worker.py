@@ -107,7 +107,7 @@ def _rank(job: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # else it logs every report
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train logs every report otherwise
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
     for metrics in steps(job):

@@ -132,7 +132,8 @@ def watch(study: subprocess.Popen[bytes], peaks: list[int]) -> None:
                 lines = (line.partition(":") for line in path.read_text().splitlines())
                 found[int(path.parent.name)] = {name: value.strip() for name, _, value in lines}
         for number, status in found.items():
-            if status["Name"].startswith("ray::Implicit") and study.pid in ancestors(number, found):
+            trains = status["Name"].startswith("ray::Implicit") and "VmHWM" in status  # and lives
+            if trains and study.pid in ancestors(number, found):
                 peaks.append(int(status["VmHWM"].split()[0]) * 1024)
         time.sleep(SAMPLING)
 
