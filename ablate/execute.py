@@ -18,6 +18,7 @@ from ablate.ledger import Ledger
 from ablate.log import study_log
 from ablate.progress import Watcher
 from ablate.resources import Resources
+from ablate.train import SELECTION
 from ablate.trial import Trial, to_dict
 from ablate.worker import UNWRITABLE, train
 from blocks import UsageError, default_registry
@@ -33,8 +34,11 @@ def execute(
     plugins: tuple[str, ...],
     resources: Resources,
     watcher: Watcher,
+    asha: bool = False,
 ) -> None:
     """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM.
+
+    With ``asha``, the worse half of the trials stop at each look at the validation split.
 
     Ray is started on this machine, unless the resources are a running cluster's. Raises
     `UsageError` where the study's directory cannot be written (any more), or not by all nodes.
@@ -48,9 +52,10 @@ def execute(
     with study_log(ledger.directory), cluster.running(resources), _graceful_termination():
         if shared:
             cluster.check_shared(ledger.directory)
-        relay = _relay(trials, ledger, watcher)
+        relay = _relay(trials, ledger, watcher, asha)
+        order, scheduler = launch_order(trials), _asha(trials[0]) if asha else None
         with _scratch(ledger.directory if shared else None) as scratch:
-            _tuner(launch_order(trials), ledger, plugins, resources, scratch, relay).fit()
+            _tuner(order, ledger, plugins, resources, scratch, relay, scheduler).fit()
     if relay.unwritable:
         raise UsageError(
             f"cannot write study {str(ledger.directory)!r}: {relay.unwritable}; "
@@ -74,6 +79,7 @@ def _tuner(
     resources: Resources,
     scratch: Path,
     relay: Any,
+    scheduler: Any,
 ) -> Any:
     """Return Tune, ready to run the trials in this order."""
     from ray import tune
@@ -97,6 +103,7 @@ def _tuner(
         param_space={"job": tune.grid_search(jobs)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.slots,
+            scheduler=scheduler,
             reuse_actors=True,  # a new process for each trial would import torch again
             trial_name_creator=_trial_id,
             trial_dirname_creator=_trial_id,
@@ -112,7 +119,22 @@ def _tuner(
     )
 
 
-def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
+def _asha(trial: Trial) -> Any:
+    """Return asynchronous successive halving (arXiv 1810.05934) by the validation CoCa loss."""
+    from ray.tune.schedulers import ASHAScheduler
+
+    steps, looks = trial.recipe.steps, trial.recipe.evaluate
+    return ASHAScheduler(
+        time_attr="step",
+        metric=f"val/{SELECTION}",
+        mode="min",
+        grace_period=max(1, round(steps / looks)),
+        reduction_factor=2,
+        max_t=steps + 1,  # at the last step a trial has its test split still to see
+    )
+
+
+def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher, asha: bool) -> Any:
     """Return Tune's view of a watcher. An error here would abort the study, hence the care."""
     from ray.tune import Callback
 
@@ -142,7 +164,11 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher) -> Any:
             _quietly(self.watcher.measured, self.ours(trial), metrics)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            _conclude(self.ours(trial), self.ledger, self.watcher)
+            ours = self.ours(trial)
+            if asha and self.ledger.result(ours) is None and self.ledger.failure(ours) is None:
+                _quietly(lambda: self.watcher.stopped(ours, self.ledger.record_stop(ours)))
+                return
+            _conclude(ours, self.ledger, self.watcher)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             _conclude(self.ours(trial), self.ledger, self.watcher)

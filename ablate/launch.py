@@ -57,6 +57,10 @@ class Watchers:
         self.shown.failed(trial, reason)
         self.tracker.failed(trial, reason)
 
+    def stopped(self, trial: Trial, step: int) -> None:
+        """ASHA has stopped a trial; its run in MLflow ends with the study's."""
+        self.shown.stopped(trial, step)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
@@ -109,9 +113,16 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
             with progress.make_progress(left, done, console, launch.output) as shown:
                 watchers = Watchers(shown, tracker)
-                execute(left, ledger, plugins=launch.plugins, resources=resources, watcher=watchers)
+                execute(
+                    left,
+                    ledger,
+                    plugins=launch.plugins,
+                    resources=resources,
+                    watcher=watchers,
+                    asha=plan.exploratory,
+                )
 
-        left = [trial for trial in plan.trials if ledger.result(trial) is None]
+        left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
         if done := len(plan.trials) - len(left):
             console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
         if plan.looks:
@@ -121,12 +132,18 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)
-        unfinished = [trial for trial in wanted if ledger.result(trial) is None]
+        unfinished = [trial for trial in wanted if not _is_over(trial, plan, ledger)]
         tracker.close([*findings.effects, *findings.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
     tell_where(paths[0], launch, console)
     return _conclude(unfinished, ledger, console)
+
+
+def _is_over(trial: Trial, plan: Plan, ledger: Ledger) -> bool:
+    """Return whether a trial asks for no more training: finished or, by ASHA, stopped."""
+    stopped = plan.exploratory and ledger.stopped(trial) is not None
+    return stopped or ledger.result(trial) is not None
 
 
 def tell_where(report: Path, launch: Launch, console: Console) -> None:

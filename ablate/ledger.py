@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ablate.files import write_text
+from ablate.files import read_json, write_json, write_text
 from ablate.stages import read_curve, read_record, shown
 from ablate.trial import Stage, Trial
 from blocks import UsageError
+
+STOPPED = "stopped.json"
 
 
 class Ledger:
@@ -81,6 +83,18 @@ class Ledger:
     def forget_failure(self, trial: Trial) -> None:
         """Drop the record of an earlier failure."""
         (self.folder(trial) / "error.txt").unlink(missing_ok=True)
+
+    def stopped(self, trial: Trial) -> int | None:
+        """Return the step at which ASHA stopped a trial, or None."""
+        found = read_json(self.folder(trial) / STOPPED)
+        same = isinstance(found, dict) and found.get("key") == trial.key
+        return int(found["step"]) if same else None
+
+    def record_stop(self, trial: Trial) -> int:
+        """Keep that ASHA stopped a trial, which is never taken for a finished one."""
+        step = self.reached(trial, trial.stages[0])
+        write_json(self.folder(trial) / STOPPED, {"key": trial.key, "step": step})
+        return step
 
     @contextmanager
     def locked(self) -> Iterator[None]:

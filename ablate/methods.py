@@ -21,15 +21,29 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     items += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
     for trial in needed(plan, found.race):
-        if ledger.result(trial) is None:
+        if ledger.result(trial) is None and ledger.stopped(trial) is None:
             reason = (ledger.failure(trial) or "has not run yet").strip().splitlines()[-1]
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
     items += [f"{words[:1].upper()}{words[1:]}." for words in found.problems]
     items += _early_stops(plan, ledger)
+    items += _added_seeds(plan, ledger)
     few = min((len(e.seeds) for e in found.effects if e.seeds), default=0)
     if 0 < few < 3:
         items.append(f"Too few seeds: {few}; verdicts need three, and six to be worth much.")
     return [Section(title="Left out, failed, or doubtful", items=items)] if items else []
+
+
+def _added_seeds(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return a warning if the study was run with fewer seeds before: a look that nobody counts."""
+    counts = [n for launch in read_launches(ledger.directory) if (n := launch.get("seeds"))]
+    fewer = [str(n) for n in dict.fromkeys(counts) if n < plan.seeds]
+    if plan.looks or not fewer:
+        return []
+    return [
+        f"Seeds were added: the study had been run with {' and '.join(fewer)}, now {plan.seeds}. "
+        "If that was decided after a look at its results, p is too small and intervals are too "
+        "narrow; --race declares looks beforehand."
+    ]
 
 
 def _early_stops(plan: Plan, ledger: Ledger) -> list[str]:
@@ -56,6 +70,9 @@ def methods_section(plan: Plan) -> Section:
         else ""
     )
     size = f"{len(plan.costs)} cells x {plan.seeds} seeds"
+    length = "Each trial is trained at full length"
+    if plan.exploratory:
+        length = "Trials were stopped early by ASHA"
     return Section(
         title="Methods",
         folded=True,
@@ -66,12 +83,12 @@ def methods_section(plan: Plan) -> Section:
             f"{plan.smallest_effect:g}%.",
             "A seed gives every cell the same batches, captions, crops and dropout stream, and "
             "bit-identical initial weights in every module that cells share; seeds are the units "
-            "of analysis. Each trial is trained at full length; the checkpoint with the lowest "
-            "validation CoCa loss is tested, once.",
+            f"of analysis. {length}; the checkpoint with the lowest validation CoCa loss is "
+            "tested, once.",
             f"{family}Improved or worse: adjusted p of a paired t test at most 0.05. Equivalent: "
             "two one-sided tests reject effects beyond the smallest one of interest. A sign-flip "
-            "test, which assumes nothing of the distribution, cannot go below p = "
-            f"{smallest_p(plan.seeds):.3g} with {plan.seeds} seeds; it is in effects.csv.",
+            "test, which assumes only that without an effect both signs are as likely, cannot go "
+            f"below p = {smallest_p(plan.seeds):.3g} with {plan.seeds} seeds (effects.csv has it).",
             "That each swap happened was checked: the built modules differ in the declared slots "
             "and nowhere else, untrained outputs differ or are named above, curves differ.",
         ],

@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         "--looks", metavar="3,5,8", help="numbers of seeds at which a race decides; --seeds is last"
     )
     top.add_argument(
+        "--asha",
+        action="store_true",
+        help="stop the worse half of the trials at each look at the validation split: exploratory, "
+        "no verdicts",
+    )
+    top.add_argument(
         "--noise-floor",
         action=argparse.BooleanOptionalAction,
         help="train the reference once more under other seeds (default: with 5 cells and more)",

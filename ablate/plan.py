@@ -97,7 +97,7 @@ def write_plan(plan: Plan, directory: Path, launch: Mapping[str, Any]) -> None:
         "costs": {name: dataclasses.asdict(price) for name, price in plan.costs.items()},
         "contrasts": [dataclasses.asdict(contrast) for contrast in plan.contrasts],
         "noise": plan.noise and dataclasses.asdict(plan.noise),
-        "launches": [*read_launches(directory), launch],
+        "launches": [*read_launches(directory), launch and {**launch, "seeds": plan.seeds}],
     }
     write_json(directory / FILE, data)
 

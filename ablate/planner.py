@@ -72,11 +72,15 @@ def make_plan(
         raise UsageError(
             f"the smallest effect must be above 0 and below 100%, got {declared.smallest_effect}"
         )
+    if declared.exploratory and declared.looks:
+        raise UsageError("--race and --asha: a race has verdicts, ASHA has none; choose one")
     later = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     for_cell, for_recipe = divide({k: v for k, v in settings.items() if not k.startswith(PREFIX)})
     grid = _make_grid(grid_name, size, registry, for_cell, str(for_recipe.get("initial", "")))
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
     chosen = grid.finetune if sources is None else tuple(sources)
+    if declared.exploratory and chosen:
+        raise UsageError("--asha stops trials before any fine-tuning: add --stages pretrain")
     if later and not chosen:
         raise UsageError(f"{PREFIX}{next(iter(later))} is set, but nothing is fine-tuned")
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}

@@ -35,6 +35,9 @@ class Watcher(Protocol):
     def failed(self, trial: Trial, reason: str) -> None:
         """A trial has failed for good."""
 
+    def stopped(self, trial: Trial, step: int) -> None:
+        """ASHA has stopped a trial."""
+
 
 class Progress:
     """How far a study is: what runs, what is done, what failed, and when it will be over.
@@ -45,6 +48,7 @@ class Progress:
     def __init__(self, trials: Sequence[Trial], done: dict[Trial, dict[str, float]]) -> None:
         self.trials, self.total = [*trials], len(trials) + len(done)
         self.results, self.failures = dict(done), dict[Trial, str]()
+        self.stops = dict[Trial, int]()
         self.reached = dict[Trial, float]()
         self.first = dict[Trial, float]()
         self.running, self.best = set[Trial](), (math.inf, "")
@@ -79,6 +83,11 @@ class Progress:
         self.failures[trial] = reason.strip().splitlines()[-1]
         self._end(trial)
 
+    def stopped(self, trial: Trial, step: int) -> None:
+        """Take note of where a trial was stopped."""
+        self.stops[trial] = step
+        self._end(trial)
+
     def _end(self, trial: Trial) -> None:
         self.first.setdefault(trial, 0.0)
         self.reached[trial] = trial.steps
@@ -87,7 +96,7 @@ class Progress:
     @property
     def ended(self) -> str:
         """Return how many trials have ended, as ``[3/27]``."""
-        return f"[{len(self.results) + len(self.failures)}/{self.total}]"
+        return f"[{len(self.results) + len(self.failures) + len(self.stops)}/{self.total}]"
 
     def seconds_left(self) -> float | None:
         """Return a guess of what is left, from the steps taken in this run; None before any."""
@@ -123,6 +132,11 @@ class Lines(Progress):
         """Print why a trial failed."""
         super().failed(trial, reason)
         self._print(f"{name(trial)}: FAILED: {self.failures[trial]}", style="red")
+
+    def stopped(self, trial: Trial, step: int) -> None:
+        """Print where a trial was stopped."""
+        super().stopped(trial, step)
+        self._print(f"{name(trial)}: stopped at step {step}")
 
     def _print(self, text: str, style: str = "") -> None:
         eta = self.eta()
@@ -189,6 +203,8 @@ class LiveTable(Progress):
             return Text("failed", style="red")
         if trial in self.results:
             return Text(f"{self.results[trial].get('test/coca', math.nan):.3f}", style="green")
+        if trial in self.stops:
+            return Text(f"({self.stops[trial] / trial.steps:.0%})", style="dim")
         if trial in self.running or trial in self.reached:
             return Text(f"{self.reached.get(trial, 0) / trial.steps:.0%}", style="yellow")
         return Text(".", style="dim")
@@ -228,6 +244,11 @@ class JsonLines(Progress):
         """Print why a trial failed."""
         super().failed(trial, reason)
         self._print("failed", trial, reason=self.failures[trial])
+
+    def stopped(self, trial: Trial, step: int) -> None:
+        """Print where a trial was stopped."""
+        super().stopped(trial, step)
+        self._print("stopped", trial, step=step)
 
     def _print(self, event: str, trial: Trial, **facts: Any) -> None:
         where = {"event": event, "cell": trial.name, "seed": trial.seed, "key": trial.key}

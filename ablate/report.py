@@ -18,6 +18,7 @@ from typing import Any
 
 from ablate.compare import compare_studies
 from ablate.document import Document, Section
+from ablate.exploratory import exploratory_section
 from ablate.files import write_text
 from ablate.findings import Findings, effects_csv, make_findings
 from ablate.ledger import Ledger
@@ -48,6 +49,7 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
     Pictures are those that lie in the study's directory, so draw them first.
     """
     sections = [
+        *exploratory_section(plan, ledger),
         *paper_section(plan, found),
         effects_section(plan, found),
         *race_section(plan, ledger, found),

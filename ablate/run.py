@@ -148,6 +148,7 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
         smallest_effect=options.smallest_effect,
         aim=options.race or IMPROVEMENTS,
         looks=choose_looks(bool(options.race), options.looks, options.seeds),
+        exploratory=options.asha,
         cells=split_names(options.cells),
     )
     settings: Mapping[str, Any] = parse_settings(options.set)
