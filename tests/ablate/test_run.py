@@ -133,6 +133,7 @@ def check_curves_have_no_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_trial_that_fails_is_named_and_the_others_finish(shapes: str, tmp_path: Path) -> None:
     plugin = tmp_path / "explode.py"
     plugin.write_text(
@@ -148,6 +149,7 @@ def test_a_trial_that_fails_is_named_and_the_others_finish(shapes: str, tmp_path
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_mlflow_out_of_reach_does_not_stop_a_study(shapes: str, tmp_path: Path) -> None:
     store = "http://127.0.0.1:9"  # nobody listens there
     code, shown = run(shapes, tmp_path, "--seeds", "1", "--mlflow", store)
