@@ -90,14 +90,19 @@ def run_study(study: Path, steps: int, trials: int) -> dict[str, float]:
     }
 
 
+def steps_for(seconds: float, folder: Path) -> int:
+    """Return the steps that train for so long; trying also fills the cache of decoded data."""
+    short, long = (run_study(folder / str(n), n, 2)["training"] / 2 for n in (40, 160))
+    return max(40, round(40 + 120 * (seconds - short) / (long - short)))
+
+
 def measure(seconds: float, trials: int, in_loop: int) -> dict[str, Any]:
     """Return both ways' times and overheads."""
     from ablate.resources import cores
 
     slots = cores()
     with tempfile.TemporaryDirectory() as folder:
-        probe = run_study(Path(folder) / "probe", 40, 2)  # also fills the cache of decoded data
-        steps = max(40, round(40 * seconds / (probe["training"] / 2)))
+        steps = steps_for(seconds, Path(folder))
         study = run_study(Path(folder) / "study", steps, trials)
         again = [sys.executable, __file__, "--loop-only", str(Path(folder) / "study"), str(in_loop)]
         shown = subprocess.run(
