@@ -26,9 +26,11 @@ from ablate.report import write_report
 from ablate.resources import Resources, Scheduling, choose_resources
 from ablate.tracking import Tracker
 from ablate.trial import Trial
+from assemblies.config import flatten
 from blocks import UsageError, default_registry
 
 DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+MOST_NAMED = 4  # changes of a study's settings that an error names
 
 
 class Watchers:
@@ -104,6 +106,11 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             say(
                 f"left out of the report, though this study has it: {', '.join(left_out)} "
                 "(--stages and --cells name all of a study)"
+            )
+        if count := outdated(plan, ledger):
+            say(
+                f"{count} finished trials are of other code, blocks or versions than today's, "
+                "and are trained again"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         tracker = Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
@@ -210,10 +217,12 @@ def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
     before, now = _identity(read_plan(ledger.directory)), _identity(plan)
     # Another set to fine-tune on may be added, or left out, any time: only shared stages count.
     shared = before.keys() & now.keys()
-    changed = [f"{k}={before[k]!r}, now {now[k]!r}" for k in shared if before[k] != now[k]]
+    changed = sorted(f"{k}={before[k]!r}, now {now[k]!r}" for k in shared if before[k] != now[k])
     if changed:
+        more = f"; and {len(changed) - MOST_NAMED} others" * (len(changed) > MOST_NAMED)
+        named = "; ".join(changed[:MOST_NAMED])
         raise UsageError(
-            f"study {str(ledger.directory)!r} was run with {'; '.join(sorted(changed))}; "
+            f"study {str(ledger.directory)!r} was run with {named}{more}; "
             "give this one a directory of its own with --study"
         )
 
@@ -230,6 +239,9 @@ def _identity(plan: Plan) -> dict[str, Any]:
         own = dataclasses.asdict(stage.recipe)
         shared = {name: value for name, value in own.items() if name not in plan.searched}
         found |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
+        found[f"{stage.name} data"] = stage.data_fingerprint[:16]
+    for name, cell in plan.cells.items():
+        found |= _prefixed(f"{name} ", flatten(cell))
     return found
 
 
@@ -244,6 +256,16 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
     before = read_plan(ledger.directory)
     now = {*plan.cells, *(stage.name for stage in plan.stages)}
     return [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
+
+
+def outdated(plan: Plan, ledger: Ledger) -> int:
+    """Return how many finished trials of the study's last run have other keys now."""
+    if not (ledger.directory / FILE).exists():
+        return 0
+    now = {(t.name, t.seed): t.stages[0].key for t in plan.trials}
+    before = [t for t in read_plan(ledger.directory).trials if (t.name, t.seed) in now]
+    other = [t for t in before if t.stages[0].key != now[t.name, t.seed]]
+    return sum(ledger.record(t, t.stages[0]) is not None for t in other)
 
 
 def show(document: Document, console: Console) -> None:

@@ -12,7 +12,7 @@ from ablate.findings import Findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_launches
 from ablate.race import needed
-from ablate.statistics import smallest_p
+from ablate.statistics import EXACT_PAIRS, smallest_p
 
 
 def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
@@ -26,24 +26,31 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
     items += [f"{words[:1].upper()}{words[1:]}." for words in found.problems]
     items += _early_stops(plan, ledger)
-    items += _added_seeds(plan, ledger)
+    items += _other_launches(plan, ledger)
     few = min((len(e.seeds) for e in found.effects if e.seeds), default=0)
     if 0 < few < 3:
         items.append(f"Too few seeds: {few}; verdicts need three, and six to be worth much.")
     return [Section(title="Left out, failed, or doubtful", items=items)] if items else []
 
 
-def _added_seeds(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return a warning if the study was run with fewer seeds before: a look that nobody counts."""
-    counts = [n for launch in read_launches(ledger.directory) if (n := launch.get("seeds"))]
-    fewer = [str(n) for n in dict.fromkeys(counts) if n < plan.seeds]
-    if plan.looks or not fewer:
-        return []
-    return [
-        f"Seeds were added: the study had been run with {' and '.join(fewer)}, now {plan.seeds}. "
-        "If that was decided after a look at its results, p is too small and intervals are too "
-        "narrow; --race declares looks beforehand."
-    ]
+def _other_launches(plan: Plan, ledger: Ledger) -> list[str]:
+    """Return warnings if the study was run with other seeds or cells before: looks not counted."""
+    launches = [launch for launch in read_launches(ledger.directory) if "seeds" in launch]
+    counts = [str(n) for n in dict.fromkeys(launch["seeds"] for launch in launches)]
+    gone = dict.fromkeys(c for launch in launches for c in launch["cells"] if c not in plan.cells)
+    items = []
+    if len(counts) > 1 and not plan.looks:
+        items.append(
+            f"The study was run with {', then '.join(counts)} seeds. If that was decided after a "
+            "look at its results, p is too small and intervals are too narrow; --race declares "
+            "looks beforehand."
+        )
+    if gone:
+        items.append(
+            f"Cells that were in the study before, and are not in this report: {', '.join(gone)}. "
+            "p is adjusted for the contrasts that are left only."
+        )
+    return items
 
 
 def _early_stops(plan: Plan, ledger: Ledger) -> list[str]:
@@ -69,7 +76,9 @@ def methods_section(plan: Plan) -> Section:
         if plan.primary and others
         else ""
     )
-    size = f"{len(plan.costs)} cells x {plan.seeds} seeds"
+    most = "at most " if plan.looks else ""
+    again = ", one of them the A/A cell" if plan.noise else ""
+    size = f"{len(plan.costs)} cells{again}, with {most}{plan.seeds} seeds each"
     length = "Each trial is trained at full length"
     if plan.exploratory:
         length = "Trials were stopped early by ASHA"
@@ -86,13 +95,22 @@ def methods_section(plan: Plan) -> Section:
             f"of analysis. {length}; the checkpoint with the lowest validation CoCa loss is "
             "tested, once.",
             f"{family}Improved or worse: adjusted p of a paired t test at most 0.05. Equivalent: "
-            "two one-sided tests reject effects beyond the smallest one of interest. A sign-flip "
-            "test, which assumes only that without an effect both signs are as likely, cannot go "
-            f"below p = {smallest_p(plan.seeds):.3g} with {plan.seeds} seeds (effects.csv has it).",
+            "two one-sided tests reject effects beyond the smallest one of interest. effects.csv "
+            f"has {_exact(plan.seeds)}.",
             "That each swap happened was checked: the built modules differ in the declared slots "
             "and nowhere else, untrained outputs differ or are named above, curves differ.",
         ],
         tables=[_recipes(plan)],
+    )
+
+
+def _exact(seeds: int) -> str:
+    """Return what stands in effects.csv as p_exact."""
+    if seeds > EXACT_PAIRS:
+        return f"as p_exact the t test's p: {seeds} seeds have too many signs to go through"
+    return (
+        "the p of a sign-flip test, which assumes only that without an effect both signs are as "
+        f"likely; with {seeds} seeds it cannot go below {smallest_p(seeds):.3g}"
     )
 
 

@@ -9,6 +9,7 @@ from ablate.effects import Effect, Rule, verdict_is_clear
 from ablate.findings import DECISIVE, FINETUNED, Findings
 from ablate.plan import Plan
 from ablate.sections import adding_up, percent
+from ablate.sequential import level
 from ablate.statistics import ALPHA, detectable_effect
 
 MOST_NAMED = 4  # of clear effects in a sentence
@@ -20,6 +21,8 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
         return [NOT_YET]
+    if plan.exploratory:
+        return [_what(plan, found, main)]
     return [
         s
         for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main))
@@ -78,10 +81,10 @@ def _why_inconclusive(effect: Effect) -> str:
 
 def _which(plan: Plan, found: Findings) -> str:
     """Return which swap did it: by main effect and Shapley value, or the best single contrast."""
-    others = [e for e in found.effects if e.metric == DECISIVE and e.seeds]
-    singles = [e for e in others if plan.primary is None or e.contrast != plan.primary.name]
-    main_effects = [e for e in singles if "main effect" in e.contrast]
-    singles = main_effects or singles
+    swaps = {c.name for c in plan.contrasts if len(c.fields) == 1 and not c.primary}
+    main_effects = {name for name in swaps if "main effect" in name}
+    measured = [e for e in found.effects if e.metric == DECISIVE and e.seeds]
+    singles = [e for e in measured if e.contrast in (main_effects or swaps)]
     if not singles:
         return ""
     clear = sorted((e for e in singles if verdict_is_clear(e.verdict)), key=lambda e: -e.estimate)
@@ -113,7 +116,9 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     if not math.isfinite(main.deviation):
         return "One seed shows no uncertainty: give --seeds 3 or more before believing anything."
     share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
-    smallest = detectable_effect(len(main.seeds), main.deviation, ALPHA * share)
+    count = len(main.seeds)
+    alpha = level(plan.looks, count, ALPHA * share) if plan.looks else ALPHA * share
+    smallest = detectable_effect(count, main.deviation, alpha)
     noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
     floor = (
         f", and the reference trained again under other seeds differs from itself by "

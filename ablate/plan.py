@@ -97,9 +97,13 @@ def write_plan(plan: Plan, directory: Path, launch: Mapping[str, Any]) -> None:
         "costs": {name: dataclasses.asdict(price) for name, price in plan.costs.items()},
         "contrasts": [dataclasses.asdict(contrast) for contrast in plan.contrasts],
         "noise": plan.noise and dataclasses.asdict(plan.noise),
-        "launches": [*read_launches(directory), launch and {**launch, "seeds": plan.seeds}],
+        "launches": [*read_launches(directory), launch and {**launch, **_scope(plan)}],
     }
     write_json(directory / FILE, data)
+
+
+def _scope(plan: Plan) -> dict[str, Any]:
+    return {"seeds": plan.seeds, "cells": list(plan.cells)}
 
 
 def read_plan(directory: Path) -> Plan:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from ablate.document import Picture, Section, Table
-from ablate.effects import Effect
+from ablate.effects import EXPLORATORY, Effect
 from ablate.factorial import Attribution, Part
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.grids import PAPER
@@ -65,16 +65,19 @@ def effects_section(plan: Plan, found: Findings) -> Section:
         tables.append(_effect_table(plan, found, "Effects: mean of the fine-tunings", FINETUNED))
         caption = f"Mean of the fine-tunings: {FOREST}"
         pictures.append(Picture(stem="effects-finetuned", caption=caption))
+    race = " that hold at every look of the race" if plan.looks else ""
+    several = any(len(contrast.pairs) > 1 for contrast in plan.contrasts)
+    averages = " A main effect averages the settings of the other swaps." if several else ""
     slopes = "The primary contrast seed by seed: where lines run alike, pairing by seed gains most."
     pictures.append(Picture(stem="slopes", caption=slopes))
     return Section(
         title="Effects",
         paragraphs=[
             "Improvement (reference - candidate) / reference in percent on the test split, paired "
-            "by seed, with 95% t intervals. Positive is better. p is the paired t test's, adjusted "
-            "so that a study of no true effects says improved or worse in one metric of one stage "
-            "at most 5% of the time; intervals are not adjusted. A main effect averages the four "
-            "settings of the other two swaps.",
+            f"by seed, with 95% t intervals{race}. Positive is better. p is the paired t test's, "
+            "adjusted so that a study of no true effects says improved or worse in one metric of "
+            "one stage at most 5% of the time; intervals are not adjusted for the number of "
+            f"contrasts.{averages}",
         ],
         tables=tables,
         pictures=pictures,
@@ -106,7 +109,8 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
 
 def attribution_section(found: Findings) -> list[Section]:
     """Return what each swap of a factorial contributes, and whether the swaps add up."""
-    if not (whole := found.attributions.get(DECISIVE)):
+    exploratory = any(effect.verdict == EXPLORATORY for effect in found.effects)
+    if exploratory or not (whole := found.attributions.get(DECISIVE)):
         return []
     metrics = [m for m in METRICS if m in found.attributions]
 
@@ -266,7 +270,8 @@ def shown(effect: Effect) -> str:
     """Return an effect as a table has it, in percent."""
     if not effect.seeds:
         return "-"
-    p = f" p={effect.p_adjusted:.2g}" if math.isfinite(effect.low) else ""
+    tested = math.isfinite(effect.low) and effect.verdict != EXPLORATORY
+    p = f" p={effect.p_adjusted:.2g}" if tested else ""
     return f"{effect.estimate:+.2f}{_interval(effect.low, effect.high)}{p}"
 
 
@@ -286,7 +291,7 @@ def _interval(low: float, high: float) -> str:
 
 
 def verdict_words(effect: Effect) -> str:
-    """Return an effect's verdict, with a remark where it is clear but of no interest."""
+    """Return an effect's verdict, or a dash where no seed has it."""
     return effect.verdict if effect.seeds else "-"
 
 

@@ -26,6 +26,7 @@ SPENDING = 4.0
 EQUIVALENCE_SPENDING = 1.0  # evenly: what is found equivalent soon is what saves trials
 USUAL_LOOKS = (3, 5, 8, 12, 20, 32)
 USUAL_LAST = 8
+MOST_SEEDS = 100  # 200,000 simulated studies of so many take a gigabyte for a moment
 
 
 def check_looks(looks: Sequence[int]) -> tuple[int, ...]:
@@ -35,6 +36,8 @@ def check_looks(looks: Sequence[int]) -> tuple[int, ...]:
             f"looks must be two or more rising numbers of seeds, the first at least 3; got "
             f"{', '.join(map(str, looks)) or 'none'}"
         )
+    if looks[-1] > MOST_SEEDS:
+        raise UsageError(f"a race has at most {MOST_SEEDS} seeds, got {looks[-1]}")
     return tuple(looks)
 
 

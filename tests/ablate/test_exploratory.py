@@ -65,16 +65,25 @@ def test_asha_needs_one_stage_and_no_race(shapes: str) -> None:
     assert "looks at 3, 5 seeds" in describe(plan)
 
 
-def test_seeds_that_were_added_after_a_look_are_named(shapes: str, tmp_path: Path) -> None:
-    def report(seeds: int) -> str:
-        plan = make_plan("paper", "nano", seeds, {**SETTINGS, "data": shapes}, REGISTRY, [])
+def test_seeds_and_cells_of_earlier_runs_are_named(shapes: str, tmp_path: Path) -> None:
+    def report(seeds: int, *cells: str) -> str:
+        declared = Declared(cells=cells)
+        plan = make_plan(
+            "swaps", "nano", seeds, {**SETTINGS, "data": shapes}, REGISTRY, [], declared
+        )
         write_plan(plan, tmp_path, LAUNCH)
         write_report(plan, Ledger(tmp_path))
         return (tmp_path / "report.md").read_text()
 
-    assert "Seeds were added" not in report(3)
-    assert "Seeds were added" not in report(3)
-    assert "the study had been run with 3, now 6" in report(6)
+    assert "was run with" not in report(3)
+    assert "was run with" not in report(3)
+    assert "The study was run with 3, then 6 seeds" in (text := report(6))
+    assert "Cells that were in the study before" not in text
+    left = report(3, "baseline", "grr")
+    assert "The study was run with 3, then 6 seeds" in left
+    (line,) = [line for line in left.splitlines() if "Cells that were in the study before" in line]
+    for name in ("baseline+rope", "baseline+geglu", "baseline+rmsnorm", "baseline again"):
+        assert name in line
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from samples import SMALL
+from studies import finish, planned
 
-from ablate.launch import Launch, tell_where
-from ablate.plan import write_plan
+from ablate.launch import Launch, outdated, refuse_other_study, tell_where
+from ablate.ledger import Ledger
+from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
 from ablate.run import main, make_console, parse_settings
 from blocks import UsageError, default_registry
@@ -242,6 +245,35 @@ def test_settings_are_literals_or_text() -> None:
     }  # fmt: skip
     with pytest.raises(UsageError):
         parse_settings(["=3"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"image.depth": 2}, "baseline image.depth=1, now 2; "),
+    ({"text.depth": 2}, "grr text.depth=1, now 2"),
+])  # fmt: skip
+def test_other_cells_are_another_study(
+    shapes: str, tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    def plan(**more: object) -> Plan:
+        own = {**SETTINGS, "data": shapes, **more}
+        return make_plan("paper", "nano", 1, own, default_registry(), [])
+
+    write_plan(plan(), tmp_path, {})
+    refuse_other_study(plan(), Ledger(tmp_path))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        refuse_other_study(plan(**change), Ledger(tmp_path))
+
+
+def test_finished_trials_under_other_keys_are_counted(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=2)
+    finish(plan, ledger, but=plan.trials[-1:])
+    assert outdated(plan, ledger) == 0
+    trials = [
+        dataclasses.replace(t, stages=(dataclasses.replace(t.stages[0], key="0" * 64),))
+        for t in plan.trials  # as they would be under code of tomorrow
+    ]
+    assert outdated(dataclasses.replace(plan, trials=trials), ledger) == 3
+    assert outdated(plan, Ledger(tmp_path / "new")) == 0
 
 
 def test_another_study_in_the_directory_is_refused(
