@@ -12,6 +12,7 @@ from PIL import Image
 from studies import HOSTILE, finish, planned
 
 from ablate.bundle import main as bundle
+from ablate.examples import read_examples, write_examples
 from ablate.findings import effects_csv, make_findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_plan
@@ -261,3 +262,24 @@ def test_a_race_tells_its_looks(shapes: str, tmp_path: Path) -> None:
     finish(plan, ledger)
     titles = [s.title for s in make_report(plan, ledger, make_findings(plan, ledger)).sections]
     assert titles[1:4] == ["Effects", "The race", "Cells"]
+
+
+@pytest.mark.parametrize("which", ["caption", "contrastive"])
+def test_a_loss_by_example_that_is_no_number_costs_its_pair_only(
+    which: str, shapes: str, tmp_path: Path
+) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=4)
+    finish(plan, ledger)
+    whole = {e.metric: e for e in make_findings(plan, ledger).examples}
+    folder = ledger.folder(plan.of_cell("grr")[1])
+    losses = read_examples(folder) or {}
+    losses[which][3] = math.nan
+    write_examples(losses, folder)
+    found = make_findings(plan, ledger)
+    left = {e.metric: e for e in found.examples}
+    assert {metric: e.seeds for metric, e in left.items()} == {
+        metric: 3 if metric == which else 4 for metric in whole
+    }
+    assert {e.examples for e in left.values()} == {40}
+    (problem,) = found.problems
+    assert f"seed 1 of baseline -> grr has a {which} loss by example that is not" in problem
