@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ablate.cell_figures import cost_against_quality, curves
+from ablate.document import DRAWINGS
 from ablate.effects import Effect, Losses
 from ablate.factorial import Attribution
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings, stage_losses
@@ -43,7 +44,9 @@ from ablate.statistics import t_interval
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
 
 
-def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
+def draw_figures(
+    plan: Plan, ledger: Ledger, found: Findings, suffixes: Sequence[str] = (".png", ".svg")
+) -> list[Path]:
     """Draw all figures that the study has data for, each as PNG and SVG; returns their paths.
 
     Figures of an earlier report that there is nothing to show in any more are removed.
@@ -58,10 +61,11 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
         "cost": lambda: cost_against_quality(plan, ledger),
         "search": lambda: history(read_found(ledger.directory)) if plan.tuned else None,
     }
+    assert tuple(made) == DRAWINGS
     paths = []
     for stem, draw in made.items():
         figure = draw()
-        for suffix in (".png", ".svg"):
+        for suffix in suffixes:
             path = ledger.directory / f"{stem}{suffix}"
             if figure is None:
                 path.unlink(missing_ok=True)
