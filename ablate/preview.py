@@ -35,9 +35,7 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
         looks = ", ".join(map(str, plan.looks))
         head.append(f"a race for {plan.aim}, looks at {looks} seeds: so many trials at most")
     if plan.exploratory:
-        head.append(
-            "exploratory: ASHA stops the worse half at each look; there are no verdicts"
-        )
+        head.append("exploratory: ASHA stops the worse half at each look; there are no verdicts")
     foot = [f"skipped {name}: {reason}" for name, reason in plan.skipped.items()]
     foot += [f"same cell {name}: equals {other}" for name, other in plan.same.items()]
     if plan.dropped:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -283,3 +284,50 @@ def test_a_loss_by_example_that_is_no_number_costs_its_pair_only(
     assert {e.examples for e in left.values()} == {40}
     (problem,) = found.problems
     assert f"seed 1 of baseline -> grr has a {which} loss by example that is not" in problem
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("name", "finetune:../../../../home/x"),
+    ("name", "finetune:a\\b"),
+    ("name", "finetune:a\0b"),
+    ("key", "/../../.."),
+])  # fmt: skip
+def test_a_plan_cannot_name_files_outside_of_its_study(
+    field: str, value: str, shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(tmp_path, shapes, grid="paper", seeds=2, sources=(shapes,))
+    data = json.loads((tmp_path / "study.json").read_text())
+    data["trials"][0]["stages"][1][field] = value
+    (tmp_path / "study.json").write_text(json.dumps(data))
+    assert main([str(tmp_path)]) == 2
+    assert "has a stage with a folder outside of it" in capsys.readouterr().err
+
+
+def test_a_trials_folder_lies_in_its_study(reported: Path) -> None:
+    trial = read_plan(reported).trials[0]
+    inside = reported / "trials"
+    for name in ("../../x", "/etc/x", "..\\x", "a\0b"):
+        assert Ledger(reported).folder(dataclasses.replace(trial, name=name)).parent == inside
+
+
+def test_figures_that_cannot_be_written_are_no_traceback(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _, _ = copied(reported, tmp_path / "full")
+    (study / "effects.png").unlink()
+    (study / "effects.png").mkdir()  # stands in for a disk that is full or read-only
+    (study / "effects.png/in the way").write_text("")
+    assert main([str(study)]) == 2
+    assert "cannot write into" in capsys.readouterr().err
+    assert bundle([str(study), str(tmp_path / "full.zip")]) == 2
+    assert "cannot write into" in capsys.readouterr().err
+
+
+def test_a_comparison_overwrites_no_study(
+    reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, _, _ = copied(reported, tmp_path / "other")
+    before = (study / "report.md").read_bytes()
+    assert main(["--compare", str(reported), str(study), "--out", str(study)]) == 2
+    assert "holds a study" in capsys.readouterr().err
+    assert (study / "report.md").read_bytes() == before
