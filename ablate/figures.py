@@ -44,9 +44,7 @@ from ablate.statistics import t_interval
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
 
 
-def draw_figures(
-    plan: Plan, ledger: Ledger, found: Findings, suffixes: Sequence[str] = (".png", ".svg")
-) -> list[Path]:
+def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
     """Draw all figures that the study has data for, each as PNG and SVG; returns their paths.
 
     Figures of an earlier report that there is nothing to show in any more are removed.
@@ -65,7 +63,7 @@ def draw_figures(
     paths = []
     for stem, draw in made.items():
         figure = draw()
-        for suffix in suffixes:
+        for suffix in (".png", ".svg"):
             path = ledger.directory / f"{stem}{suffix}"
             if figure is None:
                 path.unlink(missing_ok=True)

@@ -205,18 +205,20 @@ def _example_gains(
     Every trial has a loss of the same examples (contrastive losses: of full batches). A pair in
     which one of them is not finite is left out whole: all pairs must be of the same examples.
     """
-    found = {}
+    found: dict[int, tuple[Values, Values]] = {}
+    clusters = np.array([])
     for old, new in zip(*map(plan.of_cell, contrast.pairs[0]), strict=True):
-        before, after = (_losses_of(trial, ledger, metric) for trial in (old, new))
-        if before is not None and after is not None:
-            found[old.pair] = (before[0], after[0], before[1])
+        one, other = (_losses_of(trial, ledger, metric) for trial in (old, new))
+        if one is not None and other is not None:
+            found[old.pair], clusters = (one[0], other[0]), one[1]
     sizes = {len(losses) for pair in found.values() for losses in pair}
     if not found or len(sizes) > 1:
         lost = [f"losses by example ({metric}) are of other examples in some trials: not used"]
-        return [], np.array([]), lost if found else []
-    counted = np.any([np.isfinite(losses) for *pair, _ in found.values() for losses in pair], 0)
-    values, problems = [], []
-    for seed, (before, after, _) in found.items():
+        return [], clusters, lost if found else []
+    counted = np.any([np.isfinite(losses) for pair in found.values() for losses in pair], axis=0)
+    values: list[Values] = []
+    problems: list[str] = []
+    for seed, (before, after) in found.items():
         if np.isfinite(before[counted]).all() and np.isfinite(after[counted]).all():
             mean = before[counted].mean()
             values.append(100 * (before[counted] - after[counted]) / mean)
@@ -225,7 +227,7 @@ def _example_gains(
                 f"seed {seed} of {contrast.name} has a {metric} loss by example that is not "
                 "finite; the pair is left out of what other test examples add"
             )
-    return values, next(iter(found.values()))[2][counted], problems
+    return values, clusters[counted], problems
 
 
 def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Values, Values] | None:
