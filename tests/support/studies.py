@@ -37,10 +37,11 @@ def planned(
     sources: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     declared: Declared | None = None,
+    changed: Mapping[str, object] | None = None,
 ) -> tuple[Plan, Ledger]:
     """Plan a study of small cells and write the plan, cells under other names if asked."""
     settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
-                "evaluation_batch": 16}  # fmt: skip
+                "evaluation_batch": 16, **(changed or {})}  # fmt: skip
     plan = make_plan(
         grid, "nano", seeds, settings, default_registry(), sources, declared or Declared()
     )
