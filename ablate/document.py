@@ -5,6 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+# The stems of `ablate.figures`, which draws them anew for each report: the only SVGs that a page
+# takes in as they are. Any other file of that kind may be a stranger's.
+DRAWINGS = (
+    "effects",
+    "effects-finetuned",
+    "slopes",
+    "shapley",
+    "interactions",
+    "curves",
+    "cost",
+    "search",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:

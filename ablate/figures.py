@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ablate.cell_figures import cost_against_quality, curves
+from ablate.document import DRAWINGS
 from ablate.effects import Effect, Losses
 from ablate.factorial import Attribution
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings, stage_losses
@@ -58,6 +59,7 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
         "cost": lambda: cost_against_quality(plan, ledger),
         "search": lambda: history(read_found(ledger.directory)) if plan.tuned else None,
     }
+    assert tuple(made) == DRAWINGS
     paths = []
     for stem, draw in made.items():
         figure = draw()

@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.proof import prove_results
 from ablate.race import Race, hold_race
-from ablate.statistics import clustered_interval
+from ablate.statistics import Values, clustered_interval
 from ablate.trial import Trial
 
 # The metrics of arXiv 2507.18009, all losses: lower is better. The last one decides.
@@ -75,25 +74,27 @@ class Findings:
 def make_findings(plan: Plan, ledger: Ledger) -> Findings:
     """Return what the ledger's finished trials show; raises where a swap did not happen."""
     unproven = prove_results(plan, ledger)
-    rule, losses = _rule(plan), stage_losses(plan, ledger)
+    rule, losses = rule_of(plan), stage_losses(plan, ledger)
     race = held_race(plan, ledger, losses) if plan.looks else None
     found: list[Effect] = []
     noise: list[Effect] = []
-    for metric, sets in _sets(plan, losses).items():
+    for metric, sets in metric_sets(plan, losses).items():
         found += effects(plan.contrasts, metric, *sets, rule=rule)
         if plan.noise:
             noise += effects([plan.noise], metric, *sets, rule=rule)
+    examples, unusable = _example_effects(plan, ledger)
     return Findings(
         effects=found,
         noise=noise,
         attributions=_attributions(plan, losses),
-        examples=_example_effects(plan, ledger),
-        problems=[*_lost_pairs(plan, losses, race), *unproven],
+        examples=examples,
+        problems=[*_lost_pairs(plan, losses, race), *unproven, *unusable],
         race=race,
     )
 
 
-def _rule(plan: Plan) -> Rule:
+def rule_of(plan: Plan) -> Rule:
+    """Return how the study's verdicts are reached, as it was declared."""
     return Rule(
         smallest_effect=plan.smallest_effect,
         looks=plan.looks,
@@ -111,7 +112,7 @@ def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = Non
         if ledger.result(trial) is not None or ledger.failure(trial) is not None
     }
     families = [plan.contrasts, [plan.noise] if plan.noise else []]
-    return hold_race(families, DECISIVE, losses[DECISIVE], _rule(plan), plan.cells, settled)
+    return hold_race(families, DECISIVE, losses[DECISIVE], rule_of(plan), plan.cells, settled)
 
 
 def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
@@ -128,7 +129,7 @@ def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
     }
 
 
-def _sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
+def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
     """Return the losses that each reported metric is made of: several for a mean over sets."""
     sets = {name: [found] for name, found in losses.items()}
     later = plan.stages[1:]
@@ -164,32 +165,27 @@ def _lost_pairs(plan: Plan, losses: dict[str, Losses], race: Race | None) -> lis
     return list(reasons)
 
 
-def _example_effects(plan: Plan, ledger: Ledger) -> list[ExampleEffect]:
-    """Return the primary contrast's effects with errors over seeds and examples."""
-    if plan.primary is None:
-        return []
-    found = [_example_effect(plan, ledger, plan.primary, m) for m in ("contrastive", "caption")]
-    return [effect for effect in found if effect is not None]
+def _example_effects(plan: Plan, ledger: Ledger) -> tuple[list[ExampleEffect], list[str]]:
+    """Return the primary contrast's effects with errors over seeds and examples, and problems."""
+    effects: list[ExampleEffect] = []
+    problems: list[str] = []
+    for metric in ("contrastive", "caption") if plan.primary else ():
+        assert plan.primary is not None
+        values, clusters, lost = _example_gains(plan, ledger, plan.primary, metric)
+        problems += lost
+        if len(values) > 1:
+            effects.append(_example_effect(plan.primary, metric, np.stack(values), clusters))
+    return effects, problems
 
 
 def _example_effect(
-    plan: Plan, ledger: Ledger, contrast: Contrast, metric: str
-) -> ExampleEffect | None:
-    reference, candidate = contrast.pairs[0]
-    rows, clusters = [], None
-    for old, new in zip(plan.of_cell(reference), plan.of_cell(candidate), strict=True):
-        before, after = (_losses_of(trial, ledger, metric) for trial in (old, new))
-        if before is not None and after is not None:
-            clusters = before[1]
-            rows.append(100 * (before[0] - after[0]) / before[0].mean())
-    if len(rows) < 2 or clusters is None or len({len(row) for row in rows}) > 1:
-        return None
-    values = np.stack(rows)
+    contrast: Contrast, metric: str, values: Values, clusters: Values
+) -> ExampleEffect:
     found = clustered_interval(values, clusters)
     return ExampleEffect(
         contrast=contrast.name,
         metric=metric,
-        seeds=len(rows),
+        seeds=len(values),
         examples=values.shape[1],
         clusters=len(set(clusters.tolist())),
         estimate=found.estimate,
@@ -201,17 +197,48 @@ def _example_effect(
     )
 
 
-def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Any, Any] | None:
+def _example_gains(
+    plan: Plan, ledger: Ledger, contrast: Contrast, metric: str
+) -> tuple[list[Values], Values, list[str]]:
+    """Return improvements by example of each usable pair, their clusters, and which are unusable.
+
+    Every trial has a loss of the same examples (contrastive losses: of full batches). A pair in
+    which one of them is not finite is left out whole: all pairs must be of the same examples.
+    """
+    found: dict[int, tuple[Values, Values]] = {}
+    clusters = np.array([])
+    for old, new in zip(*map(plan.of_cell, contrast.pairs[0]), strict=True):
+        one, other = (_losses_of(trial, ledger, metric) for trial in (old, new))
+        if one is not None and other is not None:
+            found[old.pair], clusters = (one[0], other[0]), one[1]
+    sizes = {len(losses) for pair in found.values() for losses in pair}
+    if not found or len(sizes) > 1:
+        lost = [f"losses by example ({metric}) are of other examples in some trials: not used"]
+        return [], clusters, lost if found else []
+    counted = np.any([np.isfinite(losses) for pair in found.values() for losses in pair], axis=0)
+    values: list[Values] = []
+    problems: list[str] = []
+    for seed, (before, after) in found.items():
+        if np.isfinite(before[counted]).all() and np.isfinite(after[counted]).all():
+            mean = before[counted].mean()
+            values.append(100 * (before[counted] - after[counted]) / mean)
+        else:
+            problems.append(
+                f"seed {seed} of {contrast.name} has a {metric} loss by example that is not "
+                "finite; the pair is left out of what other test examples add"
+            )
+    return values, clusters[counted], problems
+
+
+def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Values, Values] | None:
     """Return a finished trial's losses by example [n] and their clusters [n], if it has them."""
     if ledger.record(trial, trial.stages[0]) is None:
         return None
     found = read_examples(ledger.folder(trial)) or {}
     if metric not in found:
         return None
-    losses = found[metric].double().numpy()
-    counted = np.isfinite(losses)  # contrastive losses outside full batches are nan
-    clusters = found["batch" if metric == "contrastive" else "group"].numpy()
-    return losses[counted], clusters[counted]
+    clusters = found["batch" if metric == "contrastive" else "group"]
+    return found[metric].double().numpy(), clusters.numpy()
 
 
 def effects_csv(found: Sequence[Effect]) -> str:

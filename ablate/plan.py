@@ -112,7 +112,7 @@ def read_plan(directory: Path) -> Plan:
     if data is None:
         raise UsageError(f"{str(directory)!r} is no study: it has no {FILE}")
     try:
-        return Plan(
+        plan = Plan(
             **{f.name: data[f.name] for f in dataclasses.fields(Plan) if f.name in data}
             | {
                 "trials": [from_dict(trial) for trial in data["trials"]],
@@ -128,6 +128,18 @@ def read_plan(directory: Path) -> Plan:
             f"study {str(directory)!r} was written by another version ({error}); "
             "run its command again, or use that version"
         ) from None
+    _check_folders(plan, directory)
+    return plan
+
+
+def _check_folders(plan: Plan, directory: Path) -> None:
+    """Raise `UsageError` where a plan, perhaps a stranger's, names files outside of its study."""
+    for stage in {stage for trial in plan.trials for stage in trial.stages}:
+        folder = stage.folder
+        if {"/", "\\"} & set(folder) or folder in (".", "..") or "\0" in folder:
+            raise UsageError(
+                f"study {str(directory)!r} has a stage with a folder outside of it: {folder!r}"
+            )
 
 
 def read_launches(directory: Path) -> list[dict[str, Any]]:

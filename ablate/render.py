@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from ablate.document import Document, Picture, Section, Table
+from ablate.document import DRAWINGS, Document, Picture, Section, Table
 from ablate.ink import INKS
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -83,8 +83,8 @@ def _plain(text: str) -> str:
 def html(document: Document, directory: Path) -> str:
     """Return a document as one page that needs no other file, network or script.
 
-    Figures are those in the study's directory: drawings inline, in the page's inks, so that they
-    follow light and dark; pictures as data. One whose file is not there is left out.
+    Figures are those in the study's directory: our drawings inline, in the page's inks, so that
+    they follow light and dark; pictures as data. One whose file is not there is left out.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -135,7 +135,7 @@ def _html_cell(text: str) -> Markup:
 
 def _html_figure(picture: Picture, directory: Path) -> Markup:
     drawing, pixels = (directory / f"{picture.stem}{suffix}" for suffix in (".svg", ".png"))
-    if drawing.exists():
+    if picture.stem in DRAWINGS and drawing.exists():
         shown = _inline(drawing.read_text(encoding="utf-8"), picture)
     elif pixels.exists():
         data = base64.b64encode(pixels.read_bytes()).decode()

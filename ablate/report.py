@@ -24,7 +24,7 @@ from ablate.findings import Findings, effects_csv, make_findings
 from ablate.ledger import Ledger
 from ablate.methods import methods_section, problems_section, provenance_section
 from ablate.opening import opening, stamp
-from ablate.plan import Plan, read_plan
+from ablate.plan import FILE, Plan, read_plan
 from ablate.race import race_section
 from ablate.render import html, latex, markdown
 from ablate.search_methods import search_section
@@ -97,7 +97,10 @@ def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, Findings, list[P
     from ablate.figures import draw_figures
 
     found = make_findings(plan, ledger)
-    figures = draw_figures(plan, ledger, found)
+    try:
+        figures = draw_figures(plan, ledger, found)
+    except OSError as error:
+        raise _cannot_write(ledger.directory, error) from None
     document = make_report(plan, ledger, found)
     written = write_document(document, ledger.directory, texts(document, found))
     sheets = sorted(ledger.directory.glob("captions*.png"))
@@ -111,8 +114,12 @@ def write_document(document: Document, directory: Path, files: dict[str, str]) -
         for name, text in files.items():
             write_text(directory / name, text)
     except OSError as error:
-        raise UsageError(f"cannot write into {str(directory)!r}: {error.strerror}") from None
+        raise _cannot_write(directory, error) from None
     return [directory / name for name in files]
+
+
+def _cannot_write(directory: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write into {str(directory)!r}: {error.strerror}")
 
 
 def as_json(study: Path, found: Findings) -> str:
@@ -177,6 +184,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--out is for --compare; a study's report is in its own directory")
     if options.json and options.compare:
         raise UsageError("--json is for one study, not for --compare")
+    if options.out and (options.out / FILE).exists():
+        raise UsageError(f"{str(options.out)!r} holds a study, whose report this would overwrite")
 
 
 def _compare(first: Path, second: Path, out: Path | None) -> None:

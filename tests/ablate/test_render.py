@@ -146,15 +146,16 @@ def drawing(path: Path) -> None:
 
 
 def test_drawings_are_inline_in_the_pages_inks(tmp_path: Path) -> None:
-    pictures = [Picture(stem=stem, caption=f"Of {stem} & <b>") for stem in ("one", "two", "gone")]
-    for stem in ("one", "two"):
+    stems = ("effects", "cost", "gone")
+    pictures = [Picture(stem=stem, caption=f"Of {stem} & <b>") for stem in stems]
+    for stem in ("effects", "cost"):
         drawing(tmp_path / f"{stem}.svg")
     text = html(
         Document(title="t", stamp="", opening=[], sections=[Section(title="s", pictures=pictures)]),
         tmp_path,
     )
     page = Page(text)
-    assert [svg["aria-label"] for svg in page.of("svg")] == ["Of one & <b>", "Of two & <b>"]
+    assert [svg["aria-label"] for svg in page.of("svg")] == ["Of effects & <b>", "Of cost & <b>"]
     assert all(svg["role"] == "img" for svg in page.of("svg"))
     assert ("text", HOSTILE) in page.texts
     body = text[text.index("<main>") :].replace("http://q", "")
@@ -174,6 +175,18 @@ def test_pictures_are_data(tmp_path: Path) -> None:
     (image,) = Page(html(shown, tmp_path)).of("img")
     assert str(image["src"]).startswith("data:image/png;base64,iVBOR")
     assert image["alt"] == 'Said "so"'
+
+
+def test_a_drawing_that_is_not_ours_is_not_taken_in(tmp_path: Path) -> None:
+    hostile = '<svg viewBox="0 0 1 1"><script>alert(1)</script></svg>'
+    Image.new("RGB", (3, 2)).save(tmp_path / "captions.png")
+    for stem in ("captions", "other"):
+        (tmp_path / f"{stem}.svg").write_text(hostile)
+    pictures = [Picture(stem=stem, caption="c") for stem in ("captions", "other")]
+    section = Section(title="s", pictures=pictures)
+    text = html(Document(title="t", stamp="", opening=[], sections=[section]), tmp_path)
+    assert "alert" not in text
+    assert len(Page(text).of("img")) == 1
 
 
 def test_markdown_keeps_hostile_names_in_their_cell() -> None:

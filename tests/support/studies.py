@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,10 +37,11 @@ def planned(
     sources: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     declared: Declared | None = None,
+    changed: Mapping[str, object] | None = None,
 ) -> tuple[Plan, Ledger]:
     """Plan a study of small cells and write the plan, cells under other names if asked."""
     settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
-                "evaluation_batch": 16}  # fmt: skip
+                "evaluation_batch": 16, **(changed or {})}  # fmt: skip
     plan = make_plan(
         grid, "nano", seeds, settings, default_registry(), sources, declared or Declared()
     )
@@ -74,8 +76,8 @@ def write_result(
     random = np.random.default_rng(seed)
     shared = np.random.default_rng(trial.seed).normal()  # what paired seeds have in common
     scale = (1 - gain(plan, trial.name) / 100) * (1 + (shared + noise * random.normal()) / 100)
-    final = {"contrastive": 4 * scale, "perplexity": 80 * scale, "coca": 12 * scale,
-             "caption": 4 * scale}  # fmt: skip
+    final = {"contrastive": 4 * scale, "perplexity": math.exp(4 * scale),
+             "coca": 12 * scale, "caption": 4 * scale}  # fmt: skip
     lines = [
         {"step": step, "seconds": 0.1 * step}
         | {f"val/{name}": value * (1 + 5 / step) for name, value in final.items()}
@@ -90,12 +92,14 @@ def write_result(
         "test/image_to_text_recall@5": 0.4, **changed,
     }  # fmt: skip
     write_text(folder / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    losses = torch.tensor(random.normal(4 * scale, 1, 40))
+    losses = torch.tensor(random.normal(0, 1, 40))
+    losses += 4 * scale - losses.mean()  # the metrics follow from them
     groups = torch.arange(40) // 2
     write_examples(
-        {"caption": losses, "contrastive": losses + 1, "group": groups, "batch": groups // 4},
+        {"caption": losses, "tokens": torch.ones_like(groups), "contrastive": losses.clone(),
+         "group": groups, "batch": groups // 4},
         folder,
-    )
+    )  # fmt: skip
     write_json(folder / "model/config.json", {})
     write_json(
         folder / "result.json",
