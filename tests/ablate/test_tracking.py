@@ -374,13 +374,18 @@ def test_sync_tells_what_it_cannot_do(
     assert f"is in use by process {os.getpid()}" in owner.stderr
 
 
-def test_a_password_is_in_no_message_and_no_file() -> None:
-    command = "ablate.run --mlflow=postgresql://me:secret@db.example:5432/mlflow --set lr=1"
-    assert without_passwords(command) == command.replace("secret", "***")
-    assert without_passwords("sqlite:////a/b.db") == "sqlite:////a/b.db"
-    assert without_passwords("http://localhost:5000") == "http://localhost:5000"
-    note = launch_note(["--mlflow", "mysql://me:secret@db/mlflow"])
-    assert "secret" not in json.dumps(note)
+def test_a_study_at_odds_with_itself_is_not_the_stores_problem(
+    study: Study, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, ledger = study
+    before = contents(tmp_path / "mlflow.db")
+    one, other = (ledger.folder(plan.of_cell(cell)[0]) for cell in ("baseline", "grr"))
+    for curve, copy in zip(sorted(one.rglob("*.jsonl")), sorted(other.rglob("*.jsonl")), strict=True):
+        shutil.copy(curve, copy)
+    assert sync.main([str(ledger.directory), "--mlflow", store]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cells 'baseline' and 'grr' have identical curves with seed 0")
+    assert contents(tmp_path / "mlflow.db") == before
 
 
 def make_database(path: Path, *statements: str) -> str:
