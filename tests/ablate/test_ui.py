@@ -187,7 +187,7 @@ def test_links_to_a_server_hold_no_password(capsys: pytest.CaptureFixture[str]) 
     assert without_user("http://me:secret@host:5000/mlflow/") == "http://host:5000/mlflow"
     assert without_user("http://[::1]:5000") == "http://[::1]:5000"
     for store in ("http://me:secret@127.0.0.1:9", "ftp://me:secret@127.0.0.1/x.db",
-                  "http://me:secret@", "postgresql://me:secret@127.0.0.1:secret/db",
+                  "http://me:secret@", "postgresql://me:secret@127.0.0.1:word/db",
                   "mysql+nosuch://me:secret@127.0.0.1/db", "http://me:secret@[/"):  # fmt: skip
         assert main(["--mlflow", store]) == 2
         shown = capsys.readouterr()
