@@ -86,7 +86,9 @@ def _check(uri: str, port: int) -> None:
     if file is not None and not file.is_file():
         raise UsageError(f"there is no MLflow store at {str(file)!r} yet; run a study first")
     if store.startswith("databricks"):
-        raise UsageError(f"{without_passwords(uri)!r} has a UI of its own; open the workspace in a browser")
+        raise UsageError(
+            f"{without_passwords(uri)!r} has a UI of its own; open the workspace in a browser"
+        )
     if not 1 <= port <= 65535:
         raise UsageError(f"--port must be from 1 to 65535, got {port}")
     if not store.startswith(SERVERS) and busy(port):
