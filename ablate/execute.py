@@ -19,7 +19,7 @@ from ablate.log import study_log
 from ablate.progress import Watcher
 from ablate.resources import Resources
 from ablate.train import SELECTION
-from ablate.trial import Trial, to_dict
+from ablate.trial import Trial, device_kind, to_dict
 from ablate.worker import UNWRITABLE, train
 from blocks import UsageError, default_registry
 
@@ -41,10 +41,12 @@ def execute(
     With ``asha``, the worse half of the trials stop at each look at the validation split.
 
     Ray is started on this machine, unless the resources are a running cluster's. Raises
-    `UsageError` where the study's directory cannot be written (any more), or not by all nodes.
+    `UsageError` where the study's directory cannot be written (any more), or not by all nodes, and
+    where trials would train on another kind of device than their keys say.
     """
     if not trials:
         return
+    refuse_other_device(resources)
     for trial in trials:
         ledger.forget_failure(trial)
     shared = bool(resources.address)
@@ -61,6 +63,24 @@ def execute(
             f"cannot write study {str(ledger.directory)!r}: {relay.unwritable}; "
             "the same command goes on from here"
         )
+
+
+def refuse_other_device(resources: Resources) -> None:
+    """Raise `UsageError` unless trials get the kind of device that this process planned them for.
+
+    Numbers depend on it, so it is in the trials' keys.
+    """
+    planned, given = device_kind(), "cuda" if resources.gpus else "cpu"
+    if planned == given:
+        return
+    cure = (
+        "hide its GPUs from the command, with CUDA_VISIBLE_DEVICES="
+        if planned == "cuda"
+        else "start the command on a node with a GPU, or say --gpus-per-trial 0"
+    )
+    raise UsageError(
+        f"trials would train on {given}, but the machine that plans them has {planned}: {cure}"
+    )
 
 
 def launch_order(trials: Sequence[Trial]) -> list[Trial]:
@@ -90,6 +110,7 @@ def _tuner(
         "scratch": str(scratch),
         "plugins": plugins,
         "registry": default_registry(plugins).fingerprint(),
+        "device": device_kind(),
         "threads": resources.threads,
         "workers": resources.workers,
         "share": share,

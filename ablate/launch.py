@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     resources = launch.resources()
     if resources.note:
         say(resources.note)
-    with ledger.locked():
+    with ledger.locked(), ExitStack() as stack:
         refuse_other_study(plan, ledger)
         if left_out := _left_out(plan, ledger):
             say(
@@ -113,8 +114,9 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 "and are trained again"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
-        tracker = Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
-        tracker.open()
+        tracker = stack.enter_context(
+            Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
+        )
 
         def run(left: Sequence[Trial]) -> None:
             done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}

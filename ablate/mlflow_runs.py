@@ -174,10 +174,11 @@ class StudyRuns:
                 self.client, self.parent, [{"step": self.known["samples"], **sample}]
             )
 
-    def ended(self, wanted: Sequence[Trial]) -> None:
+    def ended(self, wanted: Sequence[Trial], broken: str = "") -> None:
         """End the study's run, and those of trials that were stopped, as the ledger has them.
 
         ``wanted`` are the trials that the study needs: a race may end before all of its plan.
+        ``broken`` is the status of a study that did not come to its end.
         """
         left = [trial for trial in wanted if self.ledger.result(trial) is None]
         failures = [trial for trial in left if self.ledger.failure(trial) is not None]
@@ -186,7 +187,7 @@ class StudyRuns:
                 self.client.set_terminated(child["run"], "KILLED")
         done = f"{len(wanted) - len(left)} of {len(wanted)} done"
         self.client.set_tag(self.parent, "ablate.trials", done)
-        status = "FAILED" if failures else "KILLED" if left else "FINISHED"
+        status = broken or ("FAILED" if failures else "KILLED" if left else "FINISHED")
         self.client.set_terminated(self.parent, status)
         self.remember()
 

@@ -65,21 +65,35 @@ def experiment_name(uri: str) -> str:
 
 def check_store(uri: str) -> None:
     """Raise `UsageError` for what cannot be an MLflow store, before anything is trained."""
-    store = absolute_store(uri)
+    store, shown = absolute_store(uri), without_passwords(uri)
     file = sqlite_file(store)
     if file is not None:
-        _check_file(file, uri)
+        _check_file(file, shown)
     elif store.startswith(DATABASES):
         _check_driver(store)
     elif store.startswith(SERVERS):
-        if not urlsplit(store).hostname:
-            raise UsageError(f"--mlflow {uri!r} names no host; write http://HOST:PORT")
+        if not _host(store):
+            raise UsageError(f"--mlflow {shown!r} names no host; write http://HOST:PORT")
     elif store != "databricks" and not store.startswith("databricks://"):
-        guess = f"; did you mean {SQLITE}{uri}?" if uri.endswith(".db") else ""
+        guess = f"; did you mean {SQLITE}{shown}?" if uri.endswith(".db") else ""
         raise UsageError(
-            f"cannot log to --mlflow {uri!r}; write sqlite:///FILE.db, a server's "
+            f"cannot log to --mlflow {shown!r}; write sqlite:///FILE.db, a server's "
             f"http://HOST:PORT, a database's postgresql:// or mysql://, or databricks{guess}"
         )
+
+
+def _host(server: str) -> str:
+    """Return the host that a server's URI names, or nothing if it cannot be read."""
+    try:
+        return urlsplit(server).hostname or ""
+    except ValueError:
+        return ""
+
+
+def without_user(server: str) -> str:
+    """Return a server's URI without the user and the password in it."""
+    parts = urlsplit(server)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _check_file(file: Path, uri: str) -> None:
@@ -164,8 +178,10 @@ def _check_driver(store: str) -> None:
     name = without_passwords(store)
     try:
         make_url(store).get_dialect().import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+    except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(f"cannot read --mlflow {name!r}: {error}") from None
+    except ValueError:  # which quotes what it took for the port: maybe a part of the password
+        raise UsageError(f"cannot read --mlflow {name!r}: its port is no number") from None
     except ImportError as error:
         raise UsageError(
             f"--mlflow {name!r} needs the Python package {error.name!r}; pip install it, "
@@ -205,11 +221,13 @@ def _probe(store: str, warn: Callable[[str], None]) -> None:
                 f"{mine}; if something is missing there, install the same version"
             )
     elif store.startswith(DATABASES):
-        parts = urlsplit(store)
-        port = parts.port or PORTS[parts.scheme.partition("+")[0]]
-        if parts.hostname:
+        from sqlalchemy.engine import make_url
+
+        place = make_url(store)  # as the driver reads it, whatever marks the password has
+        port = place.port or PORTS[place.get_backend_name()]
+        if place.host:
             try:
-                socket.create_connection((parts.hostname, port), timeout=TIMEOUT).close()
+                socket.create_connection((place.host, port), timeout=TIMEOUT).close()
             except OSError as error:
                 raise StoreError(f"does not answer ({error.strerror or error})") from None
 
@@ -217,7 +235,7 @@ def _probe(store: str, warn: Callable[[str], None]) -> None:
 def _server_version(store: str) -> str:
     """Return a server's version, or nothing if it answers but does not tell."""
     try:
-        with urllib.request.urlopen(f"{store.rstrip('/')}/version", timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(f"{without_user(store)}/version", timeout=TIMEOUT) as answer:
             text = answer.read(100).decode("ascii", errors="replace").strip()
             return text if text[:1].isdigit() else ""
     except urllib.error.HTTPError:
@@ -230,7 +248,7 @@ def _server_version(store: str) -> str:
 def explain(error: BaseException) -> str:
     """Return an error of any backend as one short line."""
     text = re.sub(r"^\([\w.]+Error\) ", "", str(error).strip()) or repr(error)
-    return text.splitlines()[0].rstrip(".")[:200]
+    return without_passwords(text.splitlines()[0]).rstrip(".")[:200]
 
 
 def find_experiment(client: Any, uri: str) -> str | None:

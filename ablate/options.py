@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablate.budget import Proposal
+from ablate.effects import FEWEST_SEEDS
 from ablate.grids import GRIDS
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.race import AIMS, IMPROVEMENTS
@@ -185,18 +186,22 @@ def split_names(text: str) -> tuple[str, ...]:
 
 def smaller_command(arguments: Sequence[str], proposal: Proposal) -> str:
     """Return the command with a proposal's seeds and cells instead of its own, to be run."""
-    changed, added = {"--plan": 0, "--seeds": 1}, ["--seeds", str(proposal.seeds)]
+    # Looks end with the seeds: those given no longer fit, and a race has usual ones of its own.
+    changed, added = {"--plan": 0, "--seeds": 1, "--looks": 1}, ["--seeds", str(proposal.seeds)]
     if proposal.dropped:
         changed |= {"--cells": 1, "--noise-floor": 0, "--no-noise-floor": 0}
         added += ["--cells", ",".join(proposal.cells), "--no-noise-floor"]
+    if proposal.seeds <= FEWEST_SEEDS:
+        changed["--race"] = 0  # there is no look before the last one
     kept: list[str] = []
-    given = iter(arguments)
-    for argument in given:
+    left = [*arguments]
+    while left:
+        argument = left.pop(0)
         name, equals, _ = argument.partition("=")
         # argparse takes any beginning of an option that no other option has.
         full = [option for option in changed if len(name) > 2 and option.startswith(name)]
         if not full:
             kept.append(argument)
-        elif changed[full[0]] and not equals:
-            next(given)
+        elif not equals and (changed[full[0]] or (full == ["--race"] and {*left[:1]} & {*AIMS})):
+            left.pop(0)
     return shlex.join(["python", "-m", "ablate.run", *kept, *added])

@@ -17,13 +17,19 @@ import torch
 
 PACKAGES = ("coca-blocks", "torch", "ray", "optuna", "mlflow", "numpy", "scipy", "tokenizers")
 
+SECRET_FIELD = re.compile(
+    r"([?&;][\w.-]*(?:password|passwd|pwd|passphrase|token|secret|api_?key|odbc_connect)=)[^&\s]*",
+    re.IGNORECASE,
+)
+
 
 def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is to be known of one launch of a study, as plain data."""
+    shown = map(without_passwords, arguments)  # quoted, a password would be harder to find
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
         "date": now.isoformat(),
-        "command": without_passwords(shlex.join(["python", "-m", "ablate.run", *arguments])),
+        "command": shlex.join(["python", "-m", "ablate.run", *shown]),
         "git": git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -33,8 +39,27 @@ def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def without_passwords(text: str) -> str:
-    """Return a text with ``***`` for the passwords of the URIs in it: it may be handed on."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+    """Return a text with ``***`` for the passwords and tokens of the URIs in it.
+
+    It may be handed on. Where a URI can be read in two ways, rather too much is left out.
+    """
+    return re.sub(r"([A-Za-z][\w+.-]*)://(\S*)", _hide, text)
+
+
+def _hide(uri: re.Match[str]) -> str:
+    scheme, rest = uri.groups()
+    is_web = scheme.lower() in ("http", "https")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    # Unquoted passwords may hold any of these marks; then the host comes after the last @.
+    named = "@" in authority or re.search(r":(?!\d*$)" if is_web else ":", authority)
+    user, at, place = rest.rpartition("@") if named else ("", "", rest)
+    name, colon, _ = user.partition(":")
+    if colon:
+        user = f"{name}:***"
+    elif at and is_web:
+        user = "***"  # a token: services take it in a name's place
+    place = SECRET_FIELD.sub(r"\1***", place)
+    return f"{scheme}://{user}{at}{place}"
 
 
 def device_name() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ablate.findings import Findings, make_findings
+from ablate.findings import make_findings
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
 from ablate.mlflow_searches import write_searches
@@ -31,18 +31,22 @@ class Sync:
         self.plan, self.ledger, self.store = plan, ledger, without_passwords(uri)
         self.runs = StudyRuns(plan, ledger, uri, models=models)
         self.down, self.lacking = False, 0
-        self.findings: Findings | None = None
 
     def run(self) -> int:
-        """Write what is missing and say what that was; returns the exit code."""
+        """Write what is missing and say what that was; returns the exit code.
+
+        Raises `UsageError` where the study itself is at odds, before the store is touched.
+        """
+        findings = make_findings(self.plan, self.ledger)
         self._write("", partial(self.runs.connect, _tell))
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
         found = read_found(self.ledger.directory)
         self._write("the search", lambda: write_searches(self.runs, found))
-        effects = self._write("the effects", self._effects)
+        runs = [*findings.effects, *findings.noise]
+        effects = self._write("the effects", partial(self.runs.write_effects, runs))
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))
-        wanted = needed(self.plan, self.findings.race if self.findings else None)
+        wanted = needed(self.plan, findings.race)
         self._write("the study's run", partial(self.runs.ended, wanted))
         if self.down:
             return LACKING
@@ -51,10 +55,6 @@ class Sync:
             f"{report} of {len(files)} files of the report, effects: {effects}"
         )
         return LACKING if self.lacking else DONE
-
-    def _effects(self) -> int:
-        self.findings = make_findings(self.plan, self.ledger)
-        return self.runs.write_effects([*self.findings.effects, *self.findings.noise])
 
     def _write(self, what: str, job: Callable[[], int | None]) -> int:
         """Do a job and return its count; after a store that does not answer, do none."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ablate import machine
 from ablate.effects import Effect
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Copies one study into one MLflow store; no call waits for the store, `close` a little.
 
+    As a context it is open in the block; a block that `close` does not end ends the study's run as
+    failed, or as killed by Ctrl-C, and the writer in any case.
     ``models`` is whether trials' models are copied too; None: those of at most 64 MiB.
     """
 
@@ -62,6 +64,19 @@ class Tracker:
         self.refused: list[str] = []
         self.progress = self.sampled = time.monotonic()
         self.writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to connect, and to copy what the ledger has."""
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        """End the study's run where an error, or Ctrl-C, kept it from its end."""
+        if not self.closing.is_set():
+            status = "KILLED" if kind is KeyboardInterrupt else "FAILED"
+            self._put("end", partial(self.runs.ended, self.plan.trials, status))
+            self._drain()
+        self.stopped.set()
 
     def open(self) -> None:
         """Begin to connect, and to copy what the ledger has."""
@@ -104,6 +119,10 @@ class Tracker:
         self._put("effects", partial(self.runs.write_effects, effects))
         self._put("report", partial(self.runs.write_artifacts, artifacts))
         self._put("end", partial(self.runs.ended, wanted))
+        self._drain()
+
+    def _drain(self) -> None:
+        """Let the writer write the rest, wait for it, and say so if the store lacks anything."""
         self.progress = time.monotonic()
         self.closing.set()
         while self.writer.is_alive() and time.monotonic() - self.progress < self.patience:

@@ -129,7 +129,7 @@ def make_trial(
         path: registry.source_hash(kind, spelling)
         for path, (kind, spelling) in cell.spellings().items()
     }
-    machine = [torch.__version__, "cuda" if torch.cuda.is_available() else "cpu"]
+    machine = [torch.__version__, device_kind()]
     shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
     origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
     words = _content_hash((_stamp(Path(recipe.tokenizer)),)) if recipe.tokenizer else ""
@@ -142,6 +142,11 @@ def make_trial(
         key = digest([first, stage, _numbers(own), data])
         stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
     return Trial(name=name, cell=cell, seed=seed, stages=tuple(stages))
+
+
+def device_kind() -> str:
+    """Return the kind of device that this process trains on; it is in every trial's key."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:

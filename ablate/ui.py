@@ -23,6 +23,7 @@ from ablate.mlflow_store import (
     explain,
     find_experiment,
     sqlite_file,
+    without_user,
 )
 from ablate.provenance import without_passwords
 from ablate.shared_view import (
@@ -48,11 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_server = store.startswith(SERVERS)
     try:
         _check(options.mlflow, options.port)
-        base = store.rstrip("/") if is_server else f"http://127.0.0.1:{options.port}"
+        base = without_user(store) if is_server else f"http://127.0.0.1:{options.port}"
         shown = list(links(options.mlflow, base))
     except (UsageError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a store may take long to connect to
+        print("stopped", file=sys.stderr)
+        return 130
     if is_server:
         print(f"{without_passwords(store)} is a server with a UI of its own:")
     else:
@@ -82,7 +86,9 @@ def _check(uri: str, port: int) -> None:
     if file is not None and not file.is_file():
         raise UsageError(f"there is no MLflow store at {str(file)!r} yet; run a study first")
     if store.startswith("databricks"):
-        raise UsageError(f"{uri!r} has a UI of its own; open the workspace in a browser")
+        raise UsageError(
+            f"{without_passwords(uri)!r} has a UI of its own; open the workspace in a browser"
+        )
     if not 1 <= port <= 65535:
         raise UsageError(f"--port must be from 1 to 65535, got {port}")
     if not store.startswith(SERVERS) and busy(port):
@@ -156,11 +162,12 @@ def busy(port: int) -> bool:
 
 def serve(store: str, port: int) -> int:
     """Run MLflow's server until it is stopped; its log is shown only if it fails."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = {
         **os.environ,
         **MLFLOW_ENVIRONMENT,
+        "MLFLOW_BACKEND_STORE_URI": store,  # all users can read a command, password and all
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with tempfile.TemporaryFile(mode="w+") as log:
@@ -176,10 +183,12 @@ def serve(store: str, port: int) -> int:
         code = server.wait()
         if stopped.is_set():
             return 0
-        if code > 0:
+        if code:  # below 0: a signal that somebody else sent
             log.seek(0)
-            print("error: MLflow's server stopped:", *log.readlines()[-5:], file=sys.stderr)
-    return max(code, 0)
+            why = f" by signal {-code}" if code < 0 else ""
+            last = without_passwords("".join(log.readlines()[-5:]))
+            print(f"error: MLflow's server stopped{why}:", last, file=sys.stderr)
+    return 1 if code else 0
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from ablate.ledger import Ledger
 from ablate.log import redirect_output
 from ablate.stages import run_trial
 from ablate.train import DivergedError, Metrics
-from ablate.trial import from_dict
-from blocks import UsageError, default_registry
+from ablate.trial import device_kind, from_dict
+from blocks import Registry, UsageError, default_registry
 
 UNWRITABLE = "unwritable"  # the result by which a trial says so
 PATIENCE_SECONDS = 24 * 3600  # workers wait for the first one while it evaluates
@@ -55,12 +55,9 @@ def steps(job: dict[str, Any]) -> Iterator[Metrics]:
     redirect_output(ledger.directory)
     torch.set_num_threads(job["threads"])
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
-    registry = default_registry(tuple(job["plugins"]))
-    if registry.fingerprint() != job["registry"]:
-        raise RuntimeError(
-            "this worker has other blocks than the driver: plugins or versions differ"
-        )
     try:
+        registry = default_registry(tuple(job["plugins"]))
+        _refuse_other_numbers(job, registry)
         yield from run_trial(trial, ledger.folder(trial), registry)
     except Exception as error:
         if is_disk_error(error):
@@ -69,6 +66,16 @@ def steps(job: dict[str, Any]) -> Iterator[Metrics]:
         if isinstance(error, (DivergedError, UsageError)):
             raise FinalError(str(error)) from error
         raise
+
+
+def _refuse_other_numbers(job: dict[str, Any], registry: Registry) -> None:
+    """Raise `UsageError` where this worker would not compute what the trial's key says."""
+    if registry.fingerprint() != job["registry"]:
+        raise UsageError("this worker has other blocks than the driver: plugins or versions differ")
+    if device_kind() != job["device"]:
+        raise UsageError(
+            f"this worker trains on {device_kind()}, but the trial was planned for {job['device']}"
+        )
 
 
 def _train_on_workers(job: dict[str, Any]) -> None:

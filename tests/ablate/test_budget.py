@@ -27,6 +27,7 @@ from ablate.ledger import Ledger
 from ablate.options import parser, smaller_command, split_names
 from ablate.plan import Plan, write_plan
 from ablate.planner import Declared, make_plan
+from ablate.sequential import choose_looks
 from ablate.stages import run_trial
 from blocks import UsageError, default_registry
 
@@ -181,6 +182,23 @@ def test_a_proposal_is_a_command_that_means_it(plan: Plan) -> None:
     fewer = dataclasses.replace(one, dropped=())
     options = parser().parse_args(shlex.split(smaller_command(given, fewer))[3:])
     assert (options.seeds, options.noise_floor, options.cells) == (3, True, "a,b")
+
+
+@pytest.mark.parametrize("looks", [["--looks", "3,5,8"], ["--loo=3,5,8"]])
+def test_a_proposal_for_a_race_runs(plan: Plan, looks: list[str]) -> None:
+    given = ["--grid", "full", "--race", *looks, "--budget", "1h"]
+    fewer = Proposal(cells=(), seeds=5, seconds=1, dropped=())
+    options = parser().parse_args(shlex.split(smaller_command(given, fewer))[3:])
+    assert choose_looks(bool(options.race), options.looks, options.seeds) == (3, 5)
+
+
+@pytest.mark.parametrize("race", [["--race"], ["--race", "verdicts"], ["--race=verdicts"]])
+def test_a_proposal_of_the_fewest_seeds_is_no_race(race: list[str]) -> None:
+    fewest = Proposal(cells=(), seeds=3, seconds=1, dropped=())
+    for given in ([*race, "--grid", "full"], ["--grid", "full", *race]):
+        options = parser().parse_args(shlex.split(smaller_command(given, fewest))[3:])
+        assert choose_looks(bool(options.race), options.looks, options.seeds) == ()
+        assert options.grid == "full"
 
 
 def test_cells_of_a_grid_can_be_chosen(shapes: str) -> None:

@@ -13,14 +13,15 @@ from ranks import check_equal, run_alone
 from samples import SMALL, small
 
 from ablate.data import open_pairs
-from ablate.execute import launch_order
+from ablate.execute import launch_order, refuse_other_device
 from ablate.files import is_disk_error
 from ablate.ledger import Ledger
 from ablate.plan import read_plan
 from ablate.recipe import Recipe, with_fields
-from ablate.trial import Trial, make_trial
-from ablate.worker import FinalError, UnwritableError, _said
-from blocks import default_registry
+from ablate.resources import Resources
+from ablate.trial import Trial, device_kind, make_trial, to_dict
+from ablate.worker import FinalError, UnwritableError, _said, steps
+from blocks import UsageError, default_registry
 
 SETTINGS = {"steps": 20, "batch": 16, "evaluate": 2, "evaluation_batch": 16, "lr": 0.001}
 CELLS = ("original", "baseline", "grr", "clip")
@@ -54,6 +55,33 @@ def test_a_workers_failure_is_known_by_its_words() -> None:
     assert _said(FinalError, passed_on) == "loss nan"
     assert _said(UnwritableError, passed_on) == ""
     assert _said(UnwritableError, UnwritableError("no space")) == "no space"
+
+
+@pytest.mark.parametrize("other", ["device", "registry"])
+def test_a_worker_refuses_to_compute_other_numbers(
+    shapes: str, tmp_path: Path, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablate.worker.redirect_output", lambda directory: None)  # pytest's own
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (job,) = trials(shapes, 1, ("baseline",))
+    given = {"trial": to_dict(job), "study": str(tmp_path), "threads": 1, "plugins": ()}
+    given |= {"device": device_kind(), "registry": default_registry().fingerprint()}
+    assert next(steps(given))["step"] == 1
+    with pytest.raises(FinalError, match=r"this worker (trains on|has other blocks)"):
+        next(steps(given | {other: "another"}))
+    failure = Ledger(tmp_path).failure(job)
+    assert failure is not None
+    assert "UsageError: this worker" in failure
+
+
+def test_trials_get_the_kind_of_device_that_their_keys_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {False: Resources(gpus=0), True: Resources(gpus=0.25)}
+    cures = {False: "start the command on a node with a GPU", True: "CUDA_VISIBLE_DEVICES="}
+    for has_gpu, cure in cures.items():
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=has_gpu: found)
+        refuse_other_device(kinds[has_gpu])
+        with pytest.raises(UsageError, match=cure):
+            refuse_other_device(kinds[not has_gpu])
 
 
 def test_full_disks_are_known_however_they_are_told() -> None:

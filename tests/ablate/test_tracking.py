@@ -21,16 +21,18 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 from samples import SMALL, shapes_rows, write_shard
 
 from ablate import sync
 from ablate.effects import Effect
 from ablate.findings import make_findings
+from ablate.launch import Launch, run_study
 from ablate.ledger import Ledger
 from ablate.mlflow_store import check_store, schema_revisions
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
-from ablate.provenance import launch_note, without_passwords
+from ablate.provenance import launch_note
 from ablate.shared_view import TAG, view_key
 from ablate.stages import run_trial
 from ablate.tracking import Tracker
@@ -263,6 +265,35 @@ def test_a_study_ends_with_the_trials_that_it_needs(study: Study, store: str) ->
         assert parent.info.status == status
 
 
+@pytest.mark.parametrize(("raised", "status"), [
+    (UsageError("no space left"), "FAILED"), (KeyboardInterrupt(), "KILLED"),
+])  # fmt: skip
+def test_a_study_that_breaks_off_ends_its_run_and_the_writer(
+    study: Study, store: str, raised: BaseException, status: str
+) -> None:
+    plan, ledger = study
+    with pytest.raises(type(raised)), Tracker(plan, ledger, store, pytest.fail) as tracker:
+        raise raised
+    assert not tracker.writer.is_alive()
+    (parent,) = runs_of(store, "study").values()
+    assert parent.info.status == status
+    assert {run.info.status for run in runs_of(store, "trial").values()} == {"FINISHED"}
+
+
+def test_a_report_that_cannot_be_made_leaves_no_run_running(study: Study, store: str) -> None:
+    plan, ledger = study
+    one, other = (ledger.folder(plan.of_cell(cell)[0]) for cell in ("baseline", "grr"))
+    pairs = zip(sorted(one.rglob("*.jsonl")), sorted(other.rglob("*.jsonl")), strict=True)
+    for curve, copy in pairs:
+        shutil.copy(curve, copy)
+    launch = Launch(mlflow=store, output="quiet")
+    with pytest.raises(UsageError, match="identical curves"):
+        run_study(plan, ledger, launch, Console(quiet=True))
+    assert "mlflow" not in {thread.name for thread in threading.enumerate()}
+    (parent,) = runs_of(store, "study").values()
+    assert parent.info.status == "FAILED"
+
+
 def test_the_machine_is_looked_at_while_a_study_runs(
     study: Study, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,13 +405,20 @@ def test_sync_tells_what_it_cannot_do(
     assert f"is in use by process {os.getpid()}" in owner.stderr
 
 
-def test_a_password_is_in_no_message_and_no_file() -> None:
-    command = "ablate.run --mlflow=postgresql://me:secret@db.example:5432/mlflow --set lr=1"
-    assert without_passwords(command) == command.replace("secret", "***")
-    assert without_passwords("sqlite:////a/b.db") == "sqlite:////a/b.db"
-    assert without_passwords("http://localhost:5000") == "http://localhost:5000"
-    note = launch_note(["--mlflow", "mysql://me:secret@db/mlflow"])
-    assert "secret" not in json.dumps(note)
+def test_a_study_at_odds_with_itself_is_not_the_stores_problem(
+    study: Study, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, ledger = study
+    before = contents(tmp_path / "mlflow.db")
+    one, other = (ledger.folder(plan.of_cell(cell)[0]) for cell in ("baseline", "grr"))
+    for curve, copy in zip(
+        sorted(one.rglob("*.jsonl")), sorted(other.rglob("*.jsonl")), strict=True
+    ):
+        shutil.copy(curve, copy)
+    assert sync.main([str(ledger.directory), "--mlflow", store]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cells 'baseline' and 'grr' have identical curves with seed 0")
+    assert contents(tmp_path / "mlflow.db") == before
 
 
 def make_database(path: Path, *statements: str) -> str:

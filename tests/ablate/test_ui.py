@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import socket
@@ -18,13 +19,14 @@ from samples import SMALL, shapes_rows, write_shard
 
 from ablate import sync
 from ablate.ledger import Ledger
+from ablate.mlflow_store import without_user
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
 from ablate.provenance import launch_note
 from ablate.report import write_report
 from ablate.shared_view import compare_link, runs_filter, runs_link
 from ablate.stages import run_trial
-from ablate.ui import busy, main
+from ablate.ui import busy, main, serve
 from blocks import default_registry
 
 BASE = "http://127.0.0.1:5000"
@@ -112,11 +114,16 @@ def opened(store: str, stop: signal.Signals = signal.SIGTERM) -> Iterator[dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_the_ui_answers_on_loopback_and_leaves_nothing(
-    logged: tuple[Plan, str], stop: signal.Signals
+    logged: tuple[Plan, str], stop: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(logged[1], stop) as links:
         assert all(link.startswith("http://127.0.0.1:") for link in links.values())
         assert "viewStateShareKey=trials-" in links["cells compared"]
+        place = links["cells compared"].partition("/#")[0].removeprefix("http://")
+        assert main(["--mlflow", f"http://me:secret@{place}"]) == 0
+        shown = capsys.readouterr().out
+        assert links["cells compared"] in shown
+        assert "secret" not in shown
 
 
 @pytest.mark.slow
@@ -148,6 +155,59 @@ def test_a_browser_shows_cells_comparison_effects_and_report(logged: tuple[Plan,
         window.wait("report.html")
         window.click("report.html")
         window.wait("Study small-study: grid paper", "Claimed and measured")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Run, in the place of MLflow's server, a program that notes how it was called and dies."""
+    program = tmp_path / "server"
+    store = '"$MLFLOW_BACKEND_STORE_URI"'
+    program.write_text(f'#!/bin/sh\necho "$@" >called\necho {store} | tee store\nkill -9 $$\n')
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(program))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield tmp_path
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_killed_server_is_an_error_and_no_command_holds_a_password(
+    server: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve("postgresql://me:secret@db/mlflow", 5000) == 1
+    shown = capsys.readouterr().err
+    assert "error: MLflow's server stopped by signal 9: postgresql://me:***@db/mlflow" in shown
+    assert "--port 5000" in (server / "called").read_text()
+    assert "secret" not in (server / "called").read_text()
+    assert (server / "store").read_text() == "postgresql://me:secret@db/mlflow\n"
+
+
+def test_links_to_a_server_hold_no_password(capsys: pytest.CaptureFixture[str]) -> None:
+    assert without_user("http://me:secret@host:5000/mlflow/") == "http://host:5000/mlflow"
+    assert without_user("http://[::1]:5000") == "http://[::1]:5000"
+    for store in ("http://me:secret@127.0.0.1:9", "ftp://me:secret@127.0.0.1/x.db",
+                  "http://me:secret@", "postgresql://me:secret@127.0.0.1:word/db",
+                  "mysql+nosuch://me:secret@127.0.0.1/db", "http://me:secret@[/"):  # fmt: skip
+        assert main(["--mlflow", store]) == 2
+        shown = capsys.readouterr()
+        assert "secret" not in shown.out + shown.err
+        assert shown.err.startswith("error: ")
+
+
+def test_ctrl_c_while_a_store_does_not_answer_is_no_traceback() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "ablate.ui", "--mlflow", store]
+        hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as ui:
+            connection, _ = silent.accept()
+            ui.send_signal(signal.SIGINT)
+            _, shown = ui.communicate(timeout=60)
+            connection.close()
+    assert (ui.returncode, shown) == (130, "stopped\n")
 
 
 def answers(url: str) -> str:
