@@ -42,12 +42,21 @@ log = logging.getLogger(__name__)
 CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 
 
+# What this process's Ray is bound to, for it reads settings once: variables that we set for a Ray
+# on this machine, or clusters by the address given, with the one that they have.
+_own: dict[str, str] = {}
+_clusters: dict[str, str] = {}
+
+
 def load(*, loopback: bool) -> None:
     """Import Ray as it is to behave: it reads its environment then."""
-    for name, value in (ENVIRONMENT | (LOOPBACK if loopback else {})).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if loopback:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # They stay: Ray keeps the token, and no other Ray would start in this process without them.
+        wanted = LOOPBACK | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _own.update({name: wanted[name] for name in wanted if name not in os.environ})
+        os.environ.update(_own)
     import ray.tune  # noqa: F401
 
     logging.getLogger("ray").setLevel(logging.WARNING)
@@ -65,9 +74,29 @@ def _log_lost_nodes() -> None:
         worker.print_to_stdstream = write
 
 
-def is_connected() -> bool:
-    """Return whether this process has connected to a cluster."""
-    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+def is_connected(address: str) -> bool:
+    """Return whether this process is connected to the cluster at an address, "" for a new Ray here.
+
+    Raises `UsageError` where its Ray is bound to another place: there is one to a process.
+    """
+    import ray
+
+    now = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
+    if now and address and now in (address, _clusters.get(address)):
+        return True
+    asked = f"the cluster at {address!r}" if address else "this machine"
+    if now:
+        raise UsageError(
+            f"trials are to run on {asked}, but this process has a Ray already, at {now}; "
+            "call ray.shutdown() if it is yours, or use another process"
+        )
+    if _own if address else _clusters:
+        bound = "this machine" if address else f"the cluster at {next(iter(_clusters))!r}"
+        raise UsageError(
+            f"trials are to run on {asked}, but this process has run some on {bound}, and Ray "
+            "keeps its settings; use another process"
+        )
+    return False
 
 
 def find_nodes(address: str) -> list[Node]:
@@ -87,9 +116,10 @@ def connect(address: str) -> list[Node]:
     load(loopback=False)
     import ray
 
-    if not is_connected():
+    if not is_connected(address):
         _try(address)
         _init(address=address)
+        _clusters[address] = ray.get_runtime_context().gcs_address
     return [
         Node(
             name=node["NodeManagerHostname"],
@@ -112,21 +142,26 @@ def running(resources: Resources) -> Iterator[None]:
 
     if resources.address:
         connect(resources.address)
-    else:
-        machine = this_machine()
-        _init(
-            address="local",  # and not one that was started here by somebody else
-            num_cpus=cores(),
-            num_gpus=int(machine.gpus),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **({"_memory": machine.memory} if machine.memory else {}),
-        )
+        yield
+        return
+    is_connected("")
+    _start()
     try:
         yield
     finally:
-        if not resources.address:
-            ray.shutdown()
+        ray.shutdown()
+
+
+def _start() -> None:
+    machine = this_machine()
+    _init(
+        address="local",  # and not one that was started here by somebody else
+        num_cpus=cores(),
+        num_gpus=int(machine.gpus),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **({"_memory": machine.memory} if machine.memory else {}),
+    )
 
 
 def check_shared(directory: Path) -> None:

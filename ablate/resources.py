@@ -125,6 +125,8 @@ def choose_resources(
     part of one if several trials fit in its memory. Never do more trials run side by side than fit
     in memory. Raises `UsageError` where the nodes have not what is asked for.
     """
+    if not nodes:
+        raise UsageError(f"--address {asked.address!r}: no node of the cluster is alive")
     gpus = _gpus(asked, nodes, gpu_memory)
     workers = asked.workers_per_trial or max(1, int(gpus))
     need, note = _memory(nodes, memory)

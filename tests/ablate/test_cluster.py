@@ -124,3 +124,72 @@ def test_what_a_cluster_has_not_is_refused(shapes: str, tmp_path: Path, cluster:
     message = refused(shapes, tmp_path, cluster.address, "--gpus-per-trial", "1")
     assert message == "error: --gpus-per-trial 1: the cluster of 2 nodes has 0 GPUs"
     assert not (tmp_path / "study").exists()
+
+
+TWICE = """
+from ablate import cluster
+from ablate.resources import Resources
+from blocks import UsageError
+
+def refused(address=""):
+    try:
+        with cluster.running(Resources(address=address)):
+            return "not refused"
+    except UsageError as error:
+        return str(error)
+
+for _ in range(2):
+    cluster.load(loopback=True)
+    with cluster.running(Resources()):
+        assert "has a Ray already, at 127.0.0.1:" in refused()
+assert "this process has run some on this machine" in refused("127.0.0.1:1")
+import ray
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)  # the user's own
+assert "call ray.shutdown() if it is yours" in refused()
+"""
+
+ELSEWHERE = """
+import sys
+
+import ray
+
+from ablate import cluster
+from ablate.resources import Resources
+from blocks import UsageError
+
+def refused(address=""):
+    try:
+        with cluster.running(Resources(address=address)):
+            return "not refused"
+    except UsageError as error:
+        return str(error)
+
+for _ in range(2):
+    assert len(cluster.connect(sys.argv[1])) == 2
+assert "has a Ray already, at" in refused()
+assert "cluster at '127.0.0.1:1', but this process has a Ray" in refused("127.0.0.1:1")
+ray.shutdown()
+cluster.load(loopback=False)
+assert "this process has run some on the cluster at" in refused()
+"""
+
+
+def check_script(script: str, *arguments: str, **environment: str) -> None:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True, text=True, timeout=250, env=kept | environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_has_one_ray() -> None:
+    check_script(TWICE)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_has_one_cluster(cluster: Any) -> None:
+    check_script(ELSEWHERE, cluster.address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)

@@ -80,6 +80,11 @@ def test_what_cannot_be_had_is_refused(
         chosen(nodes, **asked)
 
 
+def test_a_cluster_without_nodes_is_refused() -> None:
+    with pytest.raises(UsageError, match="--address 'head:6379': no node of the cluster is alive"):
+        chosen([], address="head:6379")
+
+
 def test_this_machine_has_cores_and_memory() -> None:
     found = this_machine()
     assert found.cpus >= 1
