@@ -8,7 +8,7 @@ data sets averages the sets within each seed: seeds are the units.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -84,13 +84,14 @@ def improvements(contrast: Contrast, losses: Losses) -> dict[int, float]:
         seed: float(
             np.mean([100 * (1 - losses[b, seed] / losses[a, seed]) for a, b in contrast.pairs])
         )
-        for seed in sorted(_seeds(contrast, losses))
+        for seed in complete_seeds(contrast.cells, losses)
     }
 
 
-def _seeds(contrast: Contrast, losses: Losses) -> set[int]:
-    seen = {seed for cell, seed in losses if cell in contrast.cells}
-    return {s for s in seen if all(_usable(losses, cell, s) for cell in contrast.cells)}
+def complete_seeds(cells: Collection[str], losses: Losses) -> list[int]:
+    """Return the seeds of which all of some cells have a usable loss: finite and above 0."""
+    seen = {seed for cell, seed in losses if cell in cells}
+    return sorted(s for s in seen if all(_usable(losses, cell, s) for cell in cells))
 
 
 def _usable(losses: Losses, cell: str, seed: int) -> bool:
@@ -102,7 +103,7 @@ def missing(contrast: Contrast, losses: Losses) -> dict[int, str]:
     """Return why a seed that some of the contrast's cells have cannot be used, by seed."""
     seen = {seed for cell, seed in losses if cell in contrast.cells}
     found = {}
-    for seed in sorted(seen - _seeds(contrast, losses)):
+    for seed in sorted(seen - set(complete_seeds(contrast.cells, losses))):
         lost = sorted(cell for cell in contrast.cells if not _usable(losses, cell, seed))
         found[seed] = f"no usable loss of {', '.join(lost)}"
     return found

@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
 
-from ablate.effects import Losses
+from ablate.effects import Losses, complete_seeds
 from ablate.statistics import Values, holm, standard_error, t_quantile
 
 Swaps = frozenset[str]
@@ -55,7 +55,7 @@ def attribute(cells: Mapping[Swaps, str], losses: Losses) -> Attribution | None:
     """
     whole = max(cells, key=len)
     assert len(cells) == 2 ** len(whole), "a cell for every set of swaps"
-    seeds = _complete_seeds(cells, losses)
+    seeds = complete_seeds(cells.values(), losses)
     if not seeds:
         return None
     gains = _gains(cells, losses, seeds)
@@ -68,16 +68,6 @@ def attribute(cells: Mapping[Swaps, str], losses: Losses) -> Attribution | None:
         terms=analyse_terms(gains, order),
         additive_gap=_part("beyond the sum of the single swaps", gains[whole] - singles),
     )
-
-
-def _complete_seeds(cells: Mapping[Swaps, str], losses: Losses) -> list[int]:
-    seeds = sorted({seed for _, seed in losses})
-
-    def usable(cell: str, seed: int) -> bool:
-        loss = losses.get((cell, seed), math.nan)
-        return math.isfinite(loss) and loss > 0
-
-    return [seed for seed in seeds if all(usable(cell, seed) for cell in cells.values())]
 
 
 def _gains(cells: Mapping[Swaps, str], losses: Losses, seeds: list[int]) -> dict[Swaps, Values]:
@@ -139,10 +129,7 @@ def _sign(term: Swaps, swaps: Swaps) -> int:
 
 def _adjusted(parts: list[Part]) -> list[Part]:
     p_values = holm([part.p for part in parts])
-    return [
-        Part(name=part.name, estimate=part.estimate, low=part.low, high=part.high, p=p)
-        for part, p in zip(parts, p_values, strict=True)
-    ]
+    return [replace(part, p=p) for part, p in zip(parts, p_values, strict=True)]
 
 
 def _part(name: str, values: Values) -> Part:

@@ -104,12 +104,7 @@ def parser() -> argparse.ArgumentParser:
         help="estimate times that are not known yet from FLOPs, instead of a few steps",
     )
     top.add_argument("--study", metavar="DIR", help="default: studies/GRID-SIZE")
-    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
-    top.add_argument(
-        "--models",
-        action=argparse.BooleanOptionalAction,
-        help="copy trials' models to MLflow (default: those of at most 64 MiB)",
-    )
+    add_store(top)
     output = top.add_mutually_exclusive_group()
     output.add_argument(
         "--quiet",
@@ -153,6 +148,16 @@ def read_scheduling(options: argparse.Namespace) -> Scheduling:
     """Return what those flags ask for; raises `UsageError` for what no machine could give."""
     names = [field.name for field in dataclasses.fields(Scheduling)]
     return Scheduling(**{name: getattr(options, name) for name in names})
+
+
+def add_store(top: argparse.ArgumentParser) -> None:
+    """Add the flags that say which MLflow store is written to, and what of."""
+    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
+    top.add_argument(
+        "--models",
+        action=argparse.BooleanOptionalAction,
+        help="copy trials' models to MLflow (default: those of at most 64 MiB)",
+    )
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:

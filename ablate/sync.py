@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +11,8 @@ from ablate.findings import make_findings
 from ablate.ledger import Ledger
 from ablate.mlflow_runs import StudyRuns
 from ablate.mlflow_searches import write_searches
-from ablate.mlflow_store import DEFAULT_STORE, check_store, explain
+from ablate.mlflow_store import check_store, explain
+from ablate.options import add_store
 from ablate.plan import Plan, read_plan
 from ablate.provenance import without_passwords
 from ablate.race import needed
@@ -104,12 +104,7 @@ def parser() -> Parser:
         epilog="example: python -m ablate.sync studies/full-nano --mlflow http://127.0.0.1:5000",
     )
     top.add_argument("study", metavar="STUDY", help="a study's directory")
-    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI")
-    top.add_argument(
-        "--models",
-        action=argparse.BooleanOptionalAction,
-        help="copy the trials' models (default: those of at most 64 MiB)",
-    )
+    add_store(top)
     return top
 
 
