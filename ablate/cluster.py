@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -43,9 +44,10 @@ CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 
 
 # What this process's Ray is bound to, for it reads settings once: variables that we set for a Ray
-# on this machine, or clusters by the address given, with the one that they have.
+# on this machine, or clusters by the address given, with the one that they have ("": our own Ray).
 _own: dict[str, str] = {}
 _clusters: dict[str, str] = {}
+_sessions: list[None] = []
 
 
 def load(*, loopback: bool) -> None:
@@ -82,7 +84,7 @@ def is_connected(address: str) -> bool:
     import ray
 
     now = ray.get_runtime_context().gcs_address if ray.is_initialized() else ""
-    if now and address and now in (address, _clusters.get(address)):
+    if now and now in (address, _clusters.get(address)):
         return True
     asked = f"the cluster at {address!r}" if address else "this machine"
     if now:
@@ -90,7 +92,7 @@ def is_connected(address: str) -> bool:
             f"trials are to run on {asked}, but this process has a Ray already, at {now}; "
             "call ray.shutdown() if it is yours, or use another process"
         )
-    if _own if address else _clusters:
+    if _own if address else [name for name in _clusters if name]:
         bound = "this machine" if address else f"the cluster at {next(iter(_clusters))!r}"
         raise UsageError(
             f"trials are to run on {asked}, but this process has run some on {bound}, and Ray "
@@ -133,26 +135,33 @@ def connect(address: str) -> list[Node]:
 
 
 @contextmanager
-def running(resources: Resources) -> Iterator[None]:
-    """Hold Ray for the block: started on this machine, or the connection to a running cluster.
+def session() -> Iterator[None]:
+    """Keep the Ray that the block starts on this machine until its end; inner ones end nothing.
 
-    That is kept until the process ends, for a study may run its trials in several parts.
+    A race and a search run trials in several parts, and Ray takes seconds to start. A connection
+    to a cluster is kept until the process ends.
     """
-    import ray
-
-    if resources.address:
-        connect(resources.address)
-        yield
-        return
-    is_connected("")
-    _start()
+    _sessions.append(None)
     try:
         yield
     finally:
-        ray.shutdown()
+        _sessions.pop()
+        if not _sessions and _clusters.pop("", ""):
+            _shut_down()
+
+
+def start(resources: Resources) -> None:
+    """Start Ray on this machine or connect to a running cluster, unless the session has done it."""
+    assert _sessions, "whoever starts Ray says how long it is wanted"
+    if resources.address:
+        connect(resources.address)
+    elif not is_connected(""):
+        _start()
 
 
 def _start() -> None:
+    import ray
+
     machine = this_machine()
     _init(
         address="local",  # and not one that was started here by somebody else
@@ -162,6 +171,22 @@ def _start() -> None:
         object_store_memory=OBJECT_STORE_BYTES,
         **({"_memory": machine.memory} if machine.memory else {}),
     )
+    _clusters[""] = ray.get_runtime_context().gcs_address
+
+
+def _shut_down() -> None:
+    """Stop our Ray, with no garbage collected meanwhile.
+
+    Tune leaves references to Ray's objects in cycles. Where another thread (MLflow's writer) frees
+    one while Ray shuts down, Ray exits the process with status 1.
+    """
+    import ray
+
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def check_shared(directory: Path) -> None:

@@ -38,6 +38,7 @@ def execute(
 ) -> None:
     """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM.
 
+    Where that came too late to leave a trial undone, it is raised: the caller may have more to run.
     With ``asha``, the worse half of the trials stop at each look at the validation split.
 
     Ray is started on this machine, unless the resources are a running cluster's. Raises
@@ -51,7 +52,8 @@ def execute(
         ledger.forget_failure(trial)
     shared = bool(resources.address)
     cluster.load(loopback=not shared)
-    with study_log(ledger.directory), cluster.running(resources), _graceful_termination():
+    with study_log(ledger.directory), cluster.session(), _graceful_termination() as asked:
+        cluster.start(resources)
         if shared:
             cluster.check_shared(ledger.directory)
         relay = _relay(trials, ledger, watcher, asha)
@@ -63,6 +65,13 @@ def execute(
             f"cannot write study {str(ledger.directory)!r}: {relay.unwritable}; "
             "the same command goes on from here"
         )
+    if asked and all(_has_ended(trial, ledger) for trial in trials):
+        raise KeyboardInterrupt  # it came too late for these, and whoever asked has others to run
+
+
+def _has_ended(trial: Trial, ledger: Ledger) -> bool:
+    found = ledger.result(trial), ledger.failure(trial), ledger.stopped(trial)
+    return found != (None, None, None)
 
 
 def refuse_other_device(resources: Resources) -> None:
@@ -250,21 +259,28 @@ def _scratch(shared: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _graceful_termination() -> Iterator[None]:
-    """Stop Tune in an orderly way on Ctrl-C and SIGTERM; a second Ctrl-C stops at once."""
+def _graceful_termination() -> Iterator[list[int]]:
+    """Stop Tune in an orderly way on Ctrl-C and SIGTERM; a second Ctrl-C stops at once.
+
+    Yields the signals that asked for it.
+    """
+    asked: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         print("stopping (some seconds; again to stop at once) ...", file=sys.stderr, flush=True)
+        asked.append(number)
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         if not callable(signal.getsignal(signal.SIGUSR1)):  # Tune is not listening yet
             raise KeyboardInterrupt
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
-        yield
-    finally:
+        yield asked
+    finally:  # Tune leaves its own behind, which would swallow the signals of the next run
         for number, handler in before.items():
             signal.signal(number, handler)

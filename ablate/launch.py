@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
-from ablate.cluster import find_nodes
+from ablate.cluster import find_nodes, session
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
 from ablate.findings import held_race
@@ -134,10 +134,11 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
         if done := len(plan.trials) - len(left):
             console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
-        if plan.looks:
-            run_looks(plan, ledger, run, console)
-        else:
-            run(left)
+        with session():
+            if plan.looks:
+                run_looks(plan, ledger, run, console)
+            else:
+                run(left)
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, findings, paths = write_report(plan, ledger)
         wanted = needed(plan, findings.race)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ablate.cluster import session
 from ablate.grids import Design
 from ablate.launch import (
     DONE,
@@ -74,6 +75,11 @@ class Searching:
 
 def run_searched(searching: Searching, plan: Plan) -> int:
     """Search, then run the study, and return the exit code."""
+    with session():
+        return _run_searched(searching, plan)
+
+
+def _run_searched(searching: Searching, plan: Plan) -> int:
     walks = searching.request.over == "blocks"
     try:
         found = (walked_plan if walks else tuned_plan)(searching, plan)

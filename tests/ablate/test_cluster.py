@@ -127,25 +127,51 @@ def test_what_a_cluster_has_not_is_refused(shapes: str, tmp_path: Path, cluster:
 
 
 TWICE = """
+import gc
+import threading
+
 from ablate import cluster
 from ablate.resources import Resources
 from blocks import UsageError
 
 def refused(address=""):
     try:
-        with cluster.running(Resources(address=address)):
-            return "not refused"
+        cluster.start(Resources(address=address))
+        return "not refused"
     except UsageError as error:
         return str(error)
 
+def leave_garbage(references, ended):
+    while references and not ended.wait(0.001):
+        cycle = [references.pop()]
+        cycle.append(cycle)
+        [[] for _ in range(200)]  # the collector runs, in this thread
+
 for _ in range(2):
     cluster.load(loopback=True)
-    with cluster.running(Resources()):
-        assert "has a Ray already, at 127.0.0.1:" in refused()
-assert "this process has run some on this machine" in refused("127.0.0.1:1")
-import ray
-ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)  # the user's own
-assert "call ray.shutdown() if it is yours" in refused()
+    with cluster.session():
+        for _ in range(2):
+            with cluster.session():
+                cluster.start(Resources())
+                import ray
+                mine = ray.get_runtime_context().gcs_address
+        cluster.start(Resources())
+        assert ray.get_runtime_context().gcs_address == mine
+        assert "'127.0.0.1:1', but this process has a Ray already" in refused("127.0.0.1:1")
+        references, ended = [ray.put(1) for _ in range(3000)], threading.Event()
+        thread = threading.Thread(target=leave_garbage, args=(references, ended))
+        gc.set_threshold(50, 1, 1)
+        thread.start()
+    ended.set()
+    thread.join()
+    assert references
+    gc.set_threshold(700, 10, 10)
+    assert not ray.is_initialized()
+with cluster.session():
+    assert "this process has run some on this machine" in refused("127.0.0.1:1")
+    ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20)  # the user's own
+    assert "call ray.shutdown() if it is yours" in refused()
+assert ray.is_initialized()
 """
 
 ELSEWHERE = """
@@ -159,8 +185,9 @@ from blocks import UsageError
 
 def refused(address=""):
     try:
-        with cluster.running(Resources(address=address)):
-            return "not refused"
+        with cluster.session():
+            cluster.start(Resources(address=address))
+        return "not refused"
     except UsageError as error:
         return str(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from ranks import check_equal, run_alone
 from samples import SMALL, small
 
 from ablate.data import open_pairs
-from ablate.execute import launch_order, refuse_other_device
+from ablate.execute import _graceful_termination, launch_order, refuse_other_device
 from ablate.files import is_disk_error
 from ablate.ledger import Ledger
 from ablate.plan import read_plan
@@ -82,6 +83,21 @@ def test_trials_get_the_kind_of_device_that_their_keys_say(monkeypatch: pytest.M
         refuse_other_device(kinds[has_gpu])
         with pytest.raises(UsageError, match=cure):
             refuse_other_device(kinds[not has_gpu])
+
+
+def test_ctrl_c_is_not_lost_to_an_earlier_run_of_tune() -> None:
+    """Tune leaves its handler of SIGUSR1 behind; Ctrl-C may come before the next one's is set."""
+    earlier, received = signal.getsignal(signal.SIGUSR1), []
+    signal.signal(signal.SIGUSR1, lambda number, frame: received.append(number))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)]
+    try:
+        with pytest.raises(KeyboardInterrupt), _graceful_termination() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        assert not received
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == before
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
 
 
 def test_full_disks_are_known_however_they_are_told() -> None:
