@@ -8,12 +8,12 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ablate.files import write_text
+from ablate.files import cache_directory, write_text
 from ablate.resources import Node, Resources, cores, this_machine
 from blocks import UsageError
 
@@ -51,7 +51,15 @@ _sessions: list[None] = []
 
 
 def load(*, loopback: bool) -> None:
-    """Import Ray as it is to behave: it reads its environment then."""
+    """Import Ray as it is to behave: it reads its environment then.
+
+    Raises `UsageError` where it was imported before, and would listen to all the world.
+    """
+    if loopback and "ray" in sys.modules and not LOOPBACK.keys() <= os.environ.keys():
+        raise UsageError(
+            "this process imported ray before its first trials, and Ray reads its settings then: "
+            "run the trials first, or in another process (python -m ablate.run)"
+        )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if loopback:
@@ -120,7 +128,7 @@ def connect(address: str) -> list[Node]:
 
     if not is_connected(address):
         _try(address)
-        _init(address=address)
+        _init({}, address=address)
         _clusters[address] = ray.get_runtime_context().gcs_address
     return [
         Node(
@@ -163,15 +171,36 @@ def _start() -> None:
     import ray
 
     machine = this_machine()
-    _init(
-        address="local",  # and not one that was started here by somebody else
-        num_cpus=cores(),
-        num_gpus=int(machine.gpus),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        **({"_memory": machine.memory} if machine.memory else {}),
-    )
+    with _home_of_its_own() as users:
+        _init(
+            {"HOME": users},
+            address="local",  # and not one that was started here by somebody else
+            num_cpus=cores(),
+            num_gpus=int(machine.gpus),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **({"_memory": machine.memory} if machine.memory else {}),
+        )
     _clusters[""] = ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _home_of_its_own() -> Iterator[str]:
+    """Let Ray's own processes start with another HOME; yield the user's, which trials are to have.
+
+    Ray's head asks cloud providers' metadata servers where it runs, even with usage statistics
+    off, unless this file of its cluster launcher is there.
+    """
+    users, before = str(Path.home()), os.environ.get("HOME")
+    home = cache_directory() / "ray"
+    write_text(home / "ray_bootstrap_config.yaml", "{}\n")
+    os.environ["HOME"] = str(home)
+    try:
+        yield users
+    finally:
+        del os.environ["HOME"]
+        if before is not None:
+            os.environ["HOME"] = before
 
 
 def _shut_down() -> None:
@@ -259,13 +288,13 @@ def _try(address: str) -> None:
         raise UsageError(f"--address {address!r}: cannot connect: {last[0]}")
 
 
-def _init(**options: object) -> None:
+def _init(environment: Mapping[str, str], **options: object) -> None:
     import ray
 
     ray.init(
         log_to_driver=False,
         configure_logging=False,  # `ablate.log` does
-        runtime_env={"env_vars": worker_environment()},
+        runtime_env={"env_vars": worker_environment() | dict(environment)},
         **options,
     )
 

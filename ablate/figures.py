@@ -29,7 +29,7 @@ from ablate.ink import (
     ZONE,
     Drawing,
     calm,
-    save,
+    save_all,
     sheet,
     styled,
     verdict_ink,
@@ -45,10 +45,7 @@ MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the tab
 
 
 def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
-    """Draw all figures that the study has data for, each as PNG and SVG; returns their paths.
-
-    Figures of an earlier report that there is nothing to show in any more are removed.
-    """
+    """Draw all figures that the study has data for, each as PNG and SVG; returns their paths."""
     made: dict[str, Callable[[], Drawing | None]] = {
         "effects": lambda: forest(plan, found),
         "effects-finetuned": lambda: forest(plan, found, FINETUNED),
@@ -60,16 +57,7 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
         "search": lambda: history(read_found(ledger.directory)) if plan.tuned else None,
     }
     assert tuple(made) == DRAWINGS
-    paths = []
-    for stem, draw in made.items():
-        figure = draw()
-        for suffix in (".png", ".svg"):
-            path = ledger.directory / f"{stem}{suffix}"
-            if figure is None:
-                path.unlink(missing_ok=True)
-            else:
-                paths.append(save(figure, path))
-    return paths
+    return save_all(made, ledger.directory)
 
 
 @styled

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -139,3 +139,19 @@ def save(figure: Figure, path: Path) -> Path:
     with atomic(path) as temporary, mpl.rc_context(SVG), quiet():
         figure.savefig(temporary, format=path.suffix[1:], dpi=140, **chosen)
     return path
+
+
+def save_all(drawings: Mapping[str, Callable[[], Drawing | None]], folder: Path) -> list[Path]:
+    """Draw figures and write each as PNG and SVG under its name; returns their paths.
+
+    Those of an earlier report that there is nothing to show in any more are removed.
+    """
+    paths = []
+    for stem, draw in drawings.items():
+        figure = draw()
+        for path in (folder / f"{stem}.png", folder / f"{stem}.svg"):
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                paths.append(save(figure, path))
+    return paths

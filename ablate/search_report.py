@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablate.document import Document, Picture, Section, Table
-from ablate.ink import save
+from ablate.ink import save_all
 from ablate.plan import Plan
 from ablate.render import markdown
 from ablate.report import write_document
@@ -36,13 +36,11 @@ def write_walk(
     """
     folder = study / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"history": history({"blocks": list(outcomes)}), "importance": importance(importances)}
-    figures = []
-    for stem, figure in drawn.items():
-        for suffix in (".png", ".svg"):
-            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
-            if figure is not None:
-                figures.append(save(figure, folder / f"{stem}{suffix}"))
+    drawings = {
+        "history": lambda: history({"blocks": list(outcomes)}),
+        "importance": lambda: importance(importances),
+    }
+    figures = save_all(drawings, folder)
     document = walk_document(plan, outcomes, importances, parameters, command)
     return [*write_document(document, folder, {"report.md": markdown(document)}), *figures]
 

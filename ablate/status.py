@@ -14,9 +14,10 @@ from rich.table import Table
 
 from ablate.findings import held_race
 from ablate.ledger import Ledger
-from ablate.plan import read_plan
+from ablate.plan import FILE, read_plan
 from ablate.race import needed
 from ablate.run import make_console
+from ablate.search_outcomes import best, read_found
 from ablate.trial import Stage, Trial
 from blocks import UsageError
 from blocks.errors import Parser
@@ -55,15 +56,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def status(study: Path) -> dict[str, Any]:
     """Return the state of a study as plain data: its trials, their stages, steps and failures.
 
-    Of a race, trials are those that its looks ask for, as far as they have been held.
+    Of a race, trials are those that its looks ask for, as far as they have been held. While a study
+    is searched for, there is only what its search has found.
     """
+    found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
+    if found["search"] and not (study / FILE).exists():
+        return {**found, "grid": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = held_race(plan, ledger) if plan.looks else None
+    trials = [_of_trial(trial, ledger) for trial in needed(plan, race)]
+    return {**found, "grid": plan.grid, "trials": trials}
+
+
+def _of_search(study: Path) -> dict[str, dict[str, Any]]:
+    """Return of each cell that is tuned, or of the walk: trials so far, and the lowest loss."""
+    leading = {subject: (own, best(own)) for subject, own in read_found(study).items()}
     return {
-        "study": str(study),
-        "grid": plan.grid,
-        "running": _is_locked(study),
-        "trials": [_of_trial(trial, ledger) for trial in needed(plan, race)],
+        subject: {"trials": len(own), "val/coca": first and first.loss}
+        for subject, (own, first) in leading.items()
     }
 
 
@@ -100,6 +110,14 @@ def _is_locked(study: Path) -> bool:
 def show(found: dict[str, Any]) -> None:
     """Print a table of trials by stages, and what there is to do."""
     trials, console = found["trials"], make_console()
+    for subject, own in found["search"].items():
+        loss = "none yet" if own["val/coca"] is None else f"{own['val/coca']:.4f}"
+        line = f"search: {subject}: {own['trials']} done, lowest validation CoCa loss {loss}"
+        console.print(line, highlight=False, markup=False)
+    running = "a process is running it" if found["running"] else "no process is running it"
+    if not trials:
+        console.print(f"the search comes before the trials; {running}", highlight=False)
+        return
     stages = list(trials[0]["stages"])
     table = Table(box=None, pad_edge=False)
     for name in ("cell", "seed", *stages, ""):
@@ -110,7 +128,6 @@ def show(found: dict[str, Any]) -> None:
     console.print(table, markup=False)
     done = sum(all(stage["done"] for stage in trial["stages"].values()) for trial in trials)
     failed = sum(bool(trial["failure"]) for trial in trials)
-    running = "a process is running it" if found["running"] else "no process is running it"
     console.print(
         f"{done} of {len(trials)} trials done, {failed} failed; {running}",
         highlight=False,

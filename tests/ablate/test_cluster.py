@@ -128,7 +128,11 @@ def test_what_a_cluster_has_not_is_refused(shapes: str, tmp_path: Path, cluster:
 
 TWICE = """
 import gc
+import os
 import threading
+from pathlib import Path
+
+import psutil
 
 from ablate import cluster
 from ablate.resources import Resources
@@ -147,6 +151,7 @@ def leave_garbage(references, ended):
         cycle.append(cycle)
         [[] for _ in range(200)]  # the collector runs, in this thread
 
+home = os.environ["HOME"]
 for _ in range(2):
     cluster.load(loopback=True)
     with cluster.session():
@@ -157,6 +162,11 @@ for _ in range(2):
                 mine = ray.get_runtime_context().gcs_address
         cluster.start(Resources())
         assert ray.get_runtime_context().gcs_address == mine
+        started = [(" ".join(p.cmdline()), p) for p in psutil.Process().children(recursive=True)]
+        (head,) = [p for line, p in started if "dashboard.py" in line]
+        assert Path(head.environ()["HOME"], "ray_bootstrap_config.yaml").exists()
+        (theirs,) = ray.get([ray.remote(num_cpus=0)(lambda: os.environ["HOME"]).remote()])
+        assert theirs == os.environ["HOME"] == home
         assert "'127.0.0.1:1', but this process has a Ray already" in refused("127.0.0.1:1")
         references, ended = [ray.put(1) for _ in range(3000)], threading.Event()
         thread = threading.Thread(target=leave_garbage, args=(references, ended))
@@ -201,6 +211,21 @@ assert "this process has run some on the cluster at" in refused()
 """
 
 
+EARLIER = """
+import ray
+
+from ablate import cluster
+from blocks import UsageError
+
+try:
+    cluster.load(loopback=True)
+except UsageError as error:
+    assert "imported ray before its first trials" in str(error)
+else:
+    raise AssertionError("Ray would listen to all the world")
+"""
+
+
 def check_script(script: str, *arguments: str, **environment: str) -> None:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
     done = subprocess.run(
@@ -214,6 +239,10 @@ def check_script(script: str, *arguments: str, **environment: str) -> None:
 @pytest.mark.slow
 def test_a_process_has_one_ray() -> None:
     check_script(TWICE)
+
+
+def test_ray_imported_too_early_is_refused() -> None:
+    check_script(EARLIER)
 
 
 @pytest.mark.ray
