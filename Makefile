@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# What starts no Ray of its own can be tested side by side.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: ablate test check smoke ui install
 
@@ -12,7 +14,7 @@ smoke: install ## two cells, a few steps: does everything work here?
 	$(RUN) -m ablate.run --grid smoke
 
 test: install ## the default tests
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q $(SIDE_BY_SIDE)
 
 check: install ## lint, format and types
 	$(VENV)/bin/ruff check .

@@ -6,8 +6,11 @@ import gc
 import logging
 import os
 import secrets
+import signal
+import site
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +43,7 @@ WORKER_ENVIRONMENT = {
 OBJECT_STORE_BYTES = 100 * 2**20  # trials pass no objects; the default is a third of memory
 CONNECT_SECONDS = 25.0
 log = logging.getLogger(__name__)
+log.addHandler(logging.NullHandler())  # nodes may be lost when no study has its log open any more
 CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 
 
@@ -48,14 +52,22 @@ CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)"
 _own: dict[str, str] = {}
 _clusters: dict[str, str] = {}
 _sessions: list[None] = []
+_writers: list[Any] = []
 
 
 def load(*, loopback: bool) -> None:
     """Import Ray as it is to behave: it reads its environment then.
 
-    Raises `UsageError` where it was imported before, and would listen to all the world.
+    Raises `UsageError` where it was imported before, and would listen to all the world, and outside
+    of the main thread, where no trial could be stopped.
     """
-    if loopback and "ray" in sys.modules and not LOOPBACK.keys() <= os.environ.keys():
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError(
+            "trials run from the main thread only, which Ctrl-C and SIGTERM reach: call this "
+            "there, or run the command (python -m ablate.run)"
+        )
+    missing = not _clusters and not LOOPBACK.keys() <= os.environ.keys()
+    if loopback and missing and "ray" in sys.modules:
         raise UsageError(
             "this process imported ray before its first trials, and Ray reads its settings then: "
             "run the trials first, or in another process (python -m ablate.run)"
@@ -74,14 +86,24 @@ def load(*, loopback: bool) -> None:
 
 
 def _log_lost_nodes() -> None:
-    """Log what Ray prints of lost nodes: it has no setting for that, only a function of its own."""
+    """Log what Ray prints of lost nodes: it has no setting for that, only a function of its own.
+
+    A Ray that is not ours prints as ever.
+    """
     from ray._private import worker
 
-    def write(data: dict[str, Any], **options: Any) -> None:
-        log.warning("%s", "\n".join(map(str, data.get("lines", ()))))
+    prints = getattr(worker, "print_to_stdstream", None)
+    if prints is None or prints in _writers:
+        return
 
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = write
+    def write(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if _clusters:
+            log.warning("%s", "\n".join(map(str, data.get("lines", ()))))
+        else:
+            prints(data, *arguments, **options)
+
+    _writers.append(write)
+    worker.print_to_stdstream = write
 
 
 def is_connected(address: str) -> bool:
@@ -123,11 +145,13 @@ def connect(address: str) -> list[Node]:
         raise UsageError(
             f"--address {address!r}: give HOST:PORT, or auto, on a node of the cluster"
         )
+    connected = "ray" in sys.modules and is_connected(address)
+    if not connected:
+        _try(address)
     load(loopback=False)
     import ray
 
-    if not is_connected(address):
-        _try(address)
+    if not connected:
         _init({}, address=address)
         _clusters[address] = ray.get_runtime_context().gcs_address
     return [
@@ -163,44 +187,49 @@ def start(resources: Resources) -> None:
     assert _sessions, "whoever starts Ray says how long it is wanted"
     if resources.address:
         connect(resources.address)
-    elif not is_connected(""):
-        _start()
+        return
+    load(loopback=True)
+    if not is_connected(""):
+        _start(resources.memory)
 
 
-def _start() -> None:
+def _start(memory: int) -> None:
+    """Start Ray with this machine's cores, GPUs and free memory, at least what a trial reserves."""
     import ray
 
     machine = this_machine()
-    with _home_of_its_own() as users:
+    with _home_of_its_own() as environment:
         _init(
-            {"HOME": users},
+            environment,
             address="local",  # and not one that was started here by somebody else
             num_cpus=cores(),
             num_gpus=int(machine.gpus),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            **({"_memory": machine.memory} if machine.memory else {}),
+            **({"_memory": max(machine.memory, memory)} if machine.memory else {}),
         )
     _clusters[""] = ray.get_runtime_context().gcs_address
 
 
 @contextmanager
-def _home_of_its_own() -> Iterator[str]:
-    """Let Ray's own processes start with another HOME; yield the user's, which trials are to have.
+def _home_of_its_own() -> Iterator[dict[str, str]]:
+    """Let Ray's own processes start with another HOME; yield the variables that trials are to have.
 
     Ray's head asks cloud providers' metadata servers where it runs, even with usage statistics
     off, unless this file of its cluster launcher is there.
     """
-    users, before = str(Path.home()), os.environ.get("HOME")
-    home = cache_directory() / "ray"
+    home = (cache_directory() / "ray").resolve()
+    kept = {name: os.environ.get(name) for name in ("HOME", "PYTHONUSERBASE")}
+    users = Path("~").expanduser() if kept["HOME"] else None
     write_text(home / "ray_bootstrap_config.yaml", "{}\n")
-    os.environ["HOME"] = str(home)
+    os.environ |= {"HOME": str(home), "PYTHONUSERBASE": site.getuserbase()}
     try:
-        yield users
+        yield {"HOME": str(users)} if users else {}
     finally:
-        del os.environ["HOME"]
-        if before is not None:
-            os.environ["HOME"] = before
+        for name, value in kept.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _shut_down() -> None:
@@ -211,11 +240,13 @@ def _shut_down() -> None:
     """
     import ray
 
+    enabled = gc.isenabled()
     gc.disable()
     try:
         ray.shutdown()
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def check_shared(directory: Path) -> None:
@@ -227,7 +258,7 @@ def check_shared(directory: Path) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     token = secrets.token_hex(8)
-    probe = directory / f".probe-{token}"
+    probe = directory.resolve() / f".probe-{token}"  # nodes have working directories of their own
     write_text(probe, token)
     looks = {}
     for node in (node for node in ray.nodes() if node["Alive"]):
@@ -288,15 +319,33 @@ def _try(address: str) -> None:
         raise UsageError(f"--address {address!r}: cannot connect: {last[0]}")
 
 
-def _init(environment: Mapping[str, str], **options: object) -> None:
+def largest_memory() -> int:
+    """Return the memory that the largest node of the running Ray has for trials, in bytes.
+
+    A trial that reserves more would wait for ever; Ray, once started, does not ask again.
+    """
     import ray
 
-    ray.init(
-        log_to_driver=False,
-        configure_logging=False,  # `ablate.log` does
-        runtime_env={"env_vars": worker_environment() | dict(environment)},
-        **options,
-    )
+    return max(int(n["Resources"].get("memory", 0)) for n in ray.nodes() if n["Alive"])
+
+
+def _init(environment: Mapping[str, str], **options: object) -> None:
+    """Start or join Ray; where that is broken off, nothing of it is left."""
+    import ray
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            log_to_driver=False,
+            configure_logging=False,  # `ablate.log` does
+            runtime_env={"env_vars": worker_environment() | dict(environment)},
+            **options,
+        )
+    except BaseException:
+        _shut_down()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray's own one would leave without a word
 
 
 def worker_environment() -> dict[str, str]:

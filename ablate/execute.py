@@ -51,15 +51,16 @@ def execute(
     for trial in trials:
         ledger.forget_failure(trial)
     shared = bool(resources.address)
-    cluster.load(loopback=not shared)
-    with study_log(ledger.directory), cluster.session(), _graceful_termination() as asked:
+    with study_log(ledger.directory), cluster.session():
         cluster.start(resources)
         if shared:
             cluster.check_shared(ledger.directory)
         relay = _relay(trials, ledger, watcher, asha)
         order, scheduler = launch_order(trials), _asha(trials[0]) if asha else None
         with _scratch(ledger.directory if shared else None) as scratch:
-            _tuner(order, ledger, plugins, resources, scratch, relay, scheduler).fit()
+            tuner = _tuner(order, ledger, plugins, resources, scratch, relay, scheduler)
+            with _graceful_termination() as asked:
+                tuner.fit()
     if relay.unwritable:
         raise UsageError(
             f"cannot write study {str(ledger.directory)!r}: {relay.unwritable}; "
@@ -113,7 +114,8 @@ def _tuner(
     """Return Tune, ready to run the trials in this order."""
     from ray import tune
 
-    share = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
+    memory = min(resources.memory, cluster.largest_memory())
+    share = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": memory}
     shared = {
         "study": str(ledger.directory.resolve()),
         "scratch": str(scratch),
@@ -123,6 +125,7 @@ def _tuner(
         "threads": resources.threads,
         "workers": resources.workers,
         "share": share,
+        "here": str(Path.cwd()),
     }
     jobs = [{"key": trial.key, "trial": to_dict(trial), **shared} for trial in trials]
     alone = resources.workers == 1

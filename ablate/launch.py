@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ablate import progress
-from ablate.cluster import find_nodes, session
+from ablate.cluster import find_nodes, session, start
 from ablate.contact_sheet import draw_captions
 from ablate.document import Document
 from ablate.findings import held_race
 from ablate.ledger import Ledger
+from ablate.log import study_log
 from ablate.mlflow_store import DEFAULT_STORE
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.provenance import launch_note, without_passwords
@@ -101,7 +102,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     resources = launch.resources()
     if resources.note:
         say(resources.note)
-    with ledger.locked(), ExitStack() as stack:
+    with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
         refuse_other_study(plan, ledger)
         if left_out := _left_out(plan, ledger):
             say(
@@ -114,9 +115,9 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 "and are trained again"
             )
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
-        tracker = stack.enter_context(
-            Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
-        )
+        left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
+        if done := len(plan.trials) - len(left):
+            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
 
         def run(left: Sequence[Trial]) -> None:
             done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
@@ -131,10 +132,12 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                     asha=plan.exploratory,
                 )
 
-        left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
-        if done := len(plan.trials) - len(left):
-            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
         with session():
+            if left:  # before MLflow's thread looks for credentials: HOME is another one meanwhile
+                start(resources)
+            tracker = stack.enter_context(
+                Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
+            )
             if plan.looks:
                 run_looks(plan, ledger, run, console)
             else:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from ablate.resources import Node, Scheduling
 from ablate.trial import Trial, to_dict
 
 PATIENCE = 240.0  # seconds that a probe may take
@@ -27,6 +28,7 @@ class Conditions:
     """How trials run: ``slots`` side by side, each with ``threads`` and its plugins.
 
     ``per_gpu`` of them share a GPU, 0 without one. ``environment`` is that of their processes.
+    ``asked`` and ``nodes`` are what that was chosen from, before anything was known of memory.
     """
 
     slots: int = 1
@@ -34,6 +36,8 @@ class Conditions:
     per_gpu: int = 0
     plugins: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    asked: Scheduling = field(default_factory=Scheduling)
+    nodes: Sequence[Node] = ()
 
 
 def measure(

@@ -38,12 +38,21 @@ log = logging.getLogger(__name__)
 class StudyRuns:
     """Writes one study into one store. Every call does so at once, and may raise what MLflow does.
 
-    ``models`` is whether trials' models are copied; None: those of at most 64 MiB.
+    ``models`` is whether trials' models are copied; None: those of at most 64 MiB. ``note`` is of
+    this launch; without one it is the last that the study's plan has.
     """
 
-    def __init__(self, plan: Plan, ledger: Ledger, uri: str, *, models: bool | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        uri: str,
+        *,
+        models: bool | None = None,
+        note: Mapping[str, Any] | None = None,
+    ) -> None:
         self.plan, self.ledger, self.uri = plan, ledger, absolute_store(uri)
-        self.models = models
+        self.models, self.note = models, note
         self.manifest = ledger.directory / "mlflow.json"
         self.known: dict[str, Any] = {}
         self.client: Any = None
@@ -59,7 +68,8 @@ class StudyRuns:
         client = connect(self.uri, warn)
         number = make_experiment(client, self.uri)
         noted = (read_json(self.manifest) or {}).get(without_passwords(self.uri)) or {}
-        fresh = {"experiment": number, "parent": "", "children": {}, "effects": {}, "artifacts": {}}
+        groups = ("children", "effects", "searches", "artifacts")
+        fresh = {"experiment": number, "parent": "", **{name: {} for name in groups}}
         again = noted.get("experiment") == number and is_active(client, noted.get("parent", ""))
         self.known, self.client = {**fresh, **noted} if again else fresh, client
         if again:
@@ -207,7 +217,7 @@ class StudyRuns:
             there |= {run.info.run_id: run for run in page}
             token = page.token or ""
         noted = set()
-        for group in (self.known["children"], self.known["effects"]):
+        for group in (self.known[name] for name in ("children", "effects", "searches")):
             for key in [k for k, entry in group.items() if entry["run"] not in there]:
                 del group[key]
             noted |= {entry["run"] for entry in group.values()}
@@ -250,7 +260,7 @@ class StudyRuns:
 
     def _describe_study(self) -> None:
         """Set the study's tags: what it is, and where this launch runs."""
-        launch = (read_launches(self.ledger.directory) or [{}])[-1]
+        launch = self.note or (read_launches(self.ledger.directory) or [{}])[-1]
         packages = launch.get("packages", {})
         tags = {
             "ablate.grid": self.plan.grid,

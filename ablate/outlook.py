@@ -13,12 +13,12 @@ from ablate.cluster import find_nodes, worker_environment
 from ablate.effects import FEWEST_SEEDS, Rule, effect
 from ablate.estimate import gpu_memory, host_memory
 from ablate.findings import DECISIVE, stage_losses
-from ablate.forecast import Forecast
+from ablate.forecast import ESTIMATED, Forecast
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.plan import Plan, read_plan
-from ablate.resources import Scheduling, choose_resources
+from ablate.resources import Resources, Scheduling, choose_resources
 from ablate.search_methods import trials_left
 from ablate.statistics import ALPHA, detectable_effect
 from ablate.trial import PRETRAIN
@@ -34,8 +34,9 @@ class Outlook:
     ``deviation`` is how much paired improvements in CoCa loss vary from seed to seed, in percent,
     and ``source`` where that number comes from. ``work`` is what the ledger has not, and ``search``
     what a search trains before it (a cell's first trial stands for each training). ``slots`` is how
-    many trials run side by side, ``memory`` the bytes that the machine has for all of them (or one
-    of its GPUs, for the ``sharing`` trials on it), and ``began`` when the study would start.
+    many trials run side by side, ``measured`` how many did when they were timed, ``memory`` the
+    bytes that the machine has for all of them (or one of its GPUs, for the ``sharing`` trials on
+    it), and ``began`` when the study would start.
     """
 
     deviation: float
@@ -44,6 +45,7 @@ class Outlook:
     search: list[Work] = field(default_factory=list)
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
     slots: int = 1
+    measured: int = 1
     sharing: int = 1
     memory: int = 0
     began: datetime.datetime = field(default_factory=datetime.datetime.now)
@@ -127,14 +129,42 @@ def smallest_effects(
 
 def make_conditions(asked: Scheduling, plugins: tuple[str, ...]) -> Conditions:
     """Return how trials will run; raises `UsageError` for what the machine, or cluster, has not."""
-    resources = choose_resources(asked, find_nodes(asked.address))
+    nodes = find_nodes(asked.address)
+    resources = choose_resources(asked, nodes)
     return Conditions(
         slots=resources.slots,
         threads=resources.threads,
-        per_gpu=int(1 / resources.gpus) if resources.gpus else 0,
+        per_gpu=_per_gpu(resources),
         plugins=plugins,
         environment=worker_environment(),
+        asked=asked,
+        nodes=nodes,
     )
+
+
+def _per_gpu(resources: Resources) -> int:
+    return int(1 / resources.gpus) if resources.gpus else 0
+
+
+def largest_needs(forecasts: Mapping[str, Forecast]) -> dict[str, int]:
+    """Return the ``memory`` and ``gpu_memory`` that a trial needs at most; 0 if all is a guess."""
+    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
+    return {
+        "memory": max((found.memory for found in sound), default=0),
+        "gpu_memory": max((found.gpu_memory for found in sound), default=0),
+    }
+
+
+def _side_by_side(conditions: Conditions, forecasts: Mapping[str, Forecast]) -> tuple[int, int]:
+    """Return how many trials will run side by side, and on each GPU, by their predicted memory.
+
+    It is what the run chooses too. Raises `UsageError` where a trial fits nowhere.
+    """
+    if not conditions.nodes:
+        return conditions.slots, conditions.per_gpu
+    needs = largest_needs(forecasts)
+    resources = choose_resources(conditions.asked, conditions.nodes, **needs)
+    return resources.slots, _per_gpu(resources)
 
 
 def make_outlook(
@@ -146,6 +176,7 @@ def make_outlook(
 ) -> Outlook:
     """Return the outlook of a plan; ``deviation`` is what `expected_deviation` takes."""
     expected, source = expected_deviation(deviation, plan, ledger)
+    slots, per_gpu = _side_by_side(conditions, forecasts)
     return Outlook(
         deviation=expected,
         source=source,
@@ -156,7 +187,8 @@ def make_outlook(
             for _ in range(count)
         ],
         forecasts=forecasts,
-        slots=conditions.slots,
-        sharing=conditions.per_gpu or conditions.slots,
-        memory=gpu_memory() if conditions.per_gpu else host_memory(),
+        slots=slots,
+        measured=conditions.slots,
+        sharing=per_gpu or slots,
+        memory=gpu_memory() if per_gpu else host_memory(),
     )

@@ -96,8 +96,8 @@ def _effort(plan: Plan, outlook: Outlook) -> list[str]:
         )
         if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):
             lines.append(
-                f"from a few steps of each cell, measured {outlook.slots} side by side, and from "
-                "finished trials, as if the machine's other work stays what it was"
+                f"from a few steps of each cell, measured {outlook.measured} side by side, and "
+                "from finished trials, as if the machine's other work stays what it was"
             )
         needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (outlook.needed, outlook.memory))
         enough = "" if outlook.needed <= outlook.memory else ": TOO MUCH"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from blocks import UsageError
 
+GROUP = Path("/sys/fs/cgroup")  # a container's limits
 SPARE = 0.9  # of the memory: the rest is for Ray and the driver
 SHARED_BY = 4  # trials that share a GPU at most, unless asked: more of them wait for each other
 
@@ -81,8 +83,14 @@ class Resources:
 
 
 def cores() -> int:
-    """Return the CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the CPU cores that this process may use, of which a container may have a quota."""
+    known = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    try:
+        quota, period = (GROUP / "cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(found, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # none, or "max"
+        return found
 
 
 def this_machine() -> Node:
@@ -107,11 +115,15 @@ def free_memory() -> int:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
     except (OSError, StopIteration):
         return 0
-    try:  # a container's limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        return min(free, limit - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):
+    try:  # a container's limit; cached files do not count, they make room
+        limit, used = (
+            int((GROUP / name).read_text(encoding="ascii"))
+            for name in ("memory.max", "memory.current")
+        )
+        lines = (GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        return min(free, max(0, limit - used + cached))
+    except (OSError, ValueError, StopIteration):
         return free
 
 

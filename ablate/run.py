@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ from rich.console import Console
 from ablate import keywords
 from ablate.budget import parse_duration
 from ablate.files import is_disk_error
-from ablate.forecast import ESTIMATED, Forecast, forecast, known
+from ablate.forecast import Forecast, forecast, known
 from ablate.grids import Design
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.mlflow_store import check_store
 from ablate.options import parse_settings, parser, read_scheduling, smaller_command, split_names
-from ablate.outlook import Outlook, make_conditions, make_outlook
+from ablate.outlook import Outlook, largest_needs, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
 from ablate.preview import as_data, describe, describe_proposal
@@ -112,7 +113,6 @@ def _run(
     """Run or continue the plan, after its search if it has one; return the exit code."""
     from ablate.launch import Launch, run_study  # with all that draws; a plan does without
 
-    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
     launch = Launch(
         arguments=tuple(options.arguments),
         plugins=plugins,
@@ -120,8 +120,7 @@ def _run(
         models=options.models,
         output=options.output,
         scheduling=read_scheduling(options),
-        memory=max((f.memory for f in sound), default=0),
-        gpu_memory=max((f.gpu_memory for f in sound), default=0),
+        **largest_needs(forecasts),
     )
     if request is None:
         return run_study(plan, ledger, launch, console)
@@ -245,4 +244,5 @@ class _Command(ModuleType):
 sys.modules[__name__].__class__ = _Command
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends
     sys.exit(main())

@@ -30,6 +30,7 @@ from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan
 from ablate.preview import describe
 from ablate.progress import JsonLines, Progress
+from ablate.provenance import launch_note
 from ablate.search import NothingFoundError
 from ablate.search_blocks import (
     Walked,
@@ -38,7 +39,7 @@ from ablate.search_blocks import (
     walk,
 )
 from ablate.search_methods import BASE
-from ablate.search_outcomes import Found, best, ranking, write_found
+from ablate.search_outcomes import RECORD, Found, best, ranking, write_found
 from ablate.search_recipes import tune
 from ablate.search_report import write_walk
 from ablate.search_request import Request
@@ -103,7 +104,7 @@ def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
     space = request.space_of(plan)
     with ledger.locked():
         refuse_other_study(plan, ledger)
-        with _running(searching, plan.searched) as (run, tell):
+        with running(searching, plan.searched) as (run, tell):
             found = tune(
                 plan,
                 space,
@@ -130,7 +131,7 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
         if (ledger.directory / FILE).exists():  # its primary contrast is what the walk finds
             before = read_plan(ledger.directory).contrasts
             refuse_other_study(replace(plan, contrasts=before), ledger)
-        with _running(searching, frozenset()) as (run, tell):
+        with running(searching, frozenset()) as (run, tell):
             found = walk(plan, request.budget, ledger, registry, run, tell)
         if found is None:
             return None
@@ -142,7 +143,7 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
             plan, found.outcomes, found.importances, parameters, command, ledger.directory
         )
         if not searching.confirms:  # otherwise the study logs it
-            _log(replace(plan, trials=[]), ledger, searching.launch, written)
+            log_walk(plan, ledger, searching.launch, written)
     for outcome in ranking(found.outcomes)[: 2 * request.keep]:
         searching.say(f"{outcome.short}: validation CoCa loss {outcome.loss:.4f}: {outcome.cell}")
     searching.say("That is exploratory: one seed, and the luckiest of many.")
@@ -159,15 +160,21 @@ def propose(plan: Plan, searching: Searching) -> None:
     searching.say(f"to confirm the best cells on seeds that the walk has not seen:\n{command}")
 
 
-def _log(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:
+def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:
     """Write a walk that no study follows to MLflow: its trials and its report."""
+    with Tracker(
+        plan,
+        ledger,
+        launch.mlflow,
+        _warn,
+        remedy="the same command again",  # `ablate.sync` takes studies
+        note=launch_note(launch.arguments),
+    ) as tracker:
+        tracker.close([], paths, [])
 
-    def warn(text: str) -> None:
-        Console(stderr=True).print(text, style="yellow", markup=False)
 
-    tracker = Tracker(plan, ledger, launch.mlflow, warn)
-    tracker.open()
-    tracker.close([], paths, [])
+def _warn(text: str) -> None:
+    Console(stderr=True).print(text, style="yellow", markup=False)
 
 
 def confirming_command(arguments: Sequence[str], seeds: int) -> str:
@@ -187,15 +194,22 @@ def _parameters(found: Walked, plan: Plan, registry: Registry) -> dict[str, int]
 
 
 @contextmanager
-def _running(
+def running(
     searching: Searching, fields: frozenset[str]
 ) -> Iterator[tuple[Callable[[list[Trial]], None], Callable[[Found], None]]]:
-    """Yield how a search trains trials, by the study's executor, and how it tells what it found."""
+    """Yield how a search trains trials, by the study's executor, and how it tells what it found.
+
+    There is a record of it from the start, by which `ablate.status` knows that it runs.
+    """
     from ablate.execute import execute
 
     ledger, launch, budget = searching.ledger, searching.launch, searching.request.budget
     resources = launch.resources()
     shown = _progress(launch.output, fields, searching.console)
+    if resources.note:
+        _warn(resources.note)
+    if not (ledger.directory / RECORD).exists():
+        write_found({}, ledger.directory)
 
     def run(trials: list[Trial]) -> None:
         execute(trials, ledger, plugins=launch.plugins, resources=resources, watcher=shown)

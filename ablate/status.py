@@ -17,7 +17,7 @@ from ablate.ledger import Ledger
 from ablate.plan import FILE, read_plan
 from ablate.race import needed
 from ablate.run import make_console
-from ablate.search_outcomes import best, read_found
+from ablate.search_outcomes import RECORD, best, read_found
 from ablate.trial import Stage, Trial
 from blocks import UsageError
 from blocks.errors import Parser
@@ -60,7 +60,7 @@ def status(study: Path) -> dict[str, Any]:
     is searched for, there is only what its search has found.
     """
     found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
-    if found["search"] and not (study / FILE).exists():
+    if (study / RECORD).exists() and not (study / FILE).exists():
         return {**found, "grid": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = held_race(plan, ledger) if plan.looks else None
@@ -116,6 +116,8 @@ def show(found: dict[str, Any]) -> None:
         console.print(line, highlight=False, markup=False)
     running = "a process is running it" if found["running"] else "no process is running it"
     if not trials:
+        if not found["search"]:
+            console.print("search: no trial is over yet")
         console.print(f"the search comes before the trials; {running}", highlight=False)
         return
     stages = list(trials[0]["stages"])

@@ -38,7 +38,9 @@ class Tracker:
 
     As a context it is open in the block; a block that `close` does not end ends the study's run as
     failed, or as killed by Ctrl-C, and the writer in any case.
-    ``models`` is whether trials' models are copied too; None: those of at most 64 MiB.
+    ``models`` is whether trials' models are copied too; None: those of at most 64 MiB. ``remedy``
+    says what brings the store up to date, for what is no study to `ablate.sync`, and ``note`` is of
+    the launch where the study's plan has none.
     """
 
     def __init__(
@@ -50,10 +52,15 @@ class Tracker:
         *,
         models: bool | None = None,
         patience: float = PATIENCE,
+        remedy: str = "",
+        note: Mapping[str, Any] | None = None,
     ) -> None:
         self.plan, self.ledger, self.uri = plan, ledger, uri
         self.warn, self.patience = warn, patience
-        self.runs = StudyRuns(plan, ledger, uri, models=models)
+        self.store = without_passwords(uri)
+        again = f"`python -m ablate.sync {ledger.directory} --mlflow {self.store}`"
+        self.remedy = remedy or f"the same command again, or {again},"
+        self.runs = StudyRuns(plan, ledger, uri, models=models, note=note)
         self.jobs: dict[str, Job] = {}  # by what they write: a later one replaces an earlier one
         self.lock, self.closing, self.stopped = (
             threading.Lock(),
@@ -75,6 +82,8 @@ class Tracker:
         if not self.closing.is_set():
             status = "KILLED" if kind is KeyboardInterrupt else "FAILED"
             self._put("end", partial(self.runs.ended, self.plan.trials, status))
+            self._drain()
+        elif kind is not None:  # Ctrl-C while `close` waited, whose end is yet to be written
             self._drain()
         self.stopped.set()
 
@@ -123,7 +132,8 @@ class Tracker:
 
     def _drain(self) -> None:
         """Let the writer write the rest, wait for it, and say so if the store lacks anything."""
-        self.progress = time.monotonic()
+        if not self.closing.is_set():  # patience does not begin anew
+            self.progress = time.monotonic()
         self.closing.set()
         while self.writer.is_alive() and time.monotonic() - self.progress < self.patience:
             self.writer.join(timeout=0.1)
@@ -131,10 +141,9 @@ class Tracker:
         with self.lock:
             behind = bool(self.jobs) or self.writer.is_alive() or bool(self.refused)
         if behind:
-            store = without_passwords(self.uri)
             self.warn(
-                f"MLflow store {store} lacks part of this study; bring it up to date with "
-                f"`python -m ablate.sync {self.ledger.directory} --mlflow {store}`"
+                f"MLflow store {self.store} lacks part of this study; {self.remedy} "
+                "brings it up to date"
             )
 
     def _put(self, name: str, job: Job) -> None:
@@ -192,10 +201,9 @@ class Tracker:
         return True
 
     def _complain(self, error: Exception) -> None:
-        store = without_passwords(self.uri)
         self._tell_once(
-            f"MLflow store {store}: {explain(error)}. The study goes on; "
-            "the same command again, or python -m ablate.sync, brings MLflow up to date.",
+            f"MLflow store {self.store}: {explain(error)}. The study goes on; "
+            f"{self.remedy} brings MLflow up to date.",
             about="trouble",
         )
 

@@ -6,6 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def steps(job: dict[str, Any]) -> Iterator[Metrics]:
 
     trial, ledger = from_dict(job["trial"]), Ledger(Path(job["study"]))
     redirect_output(ledger.directory)
+    with suppress(OSError):  # a node without that folder has absolute paths only, and says so
+        os.chdir(job["here"])
     torch.set_num_threads(job["threads"])
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     try:

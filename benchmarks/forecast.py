@@ -31,7 +31,7 @@ from ablate.outlook import make_conditions
 from ablate.plan import read_plan
 from ablate.planner import make_plan
 from ablate.provenance import device_name
-from ablate.resources import cores
+from ablate.resources import Scheduling, cores
 from blocks import default_registry
 
 SEEDS = 2
@@ -67,7 +67,7 @@ def main() -> None:
 
 def predict(cache: Path) -> dict[str, Any]:
     """Return what `--plan` predicts for the study, measured anew."""
-    registry, conditions = default_registry(), make_conditions(None, ())
+    registry, conditions = default_registry(), make_conditions(Scheduling(), ())
     with own_cache(cache):
         plan = make_plan("paper", "nano", SEEDS, {}, registry, ())
         began = time.perf_counter()

@@ -38,7 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def start(shapes: str, tmp_path: Path, *more: str, **changes: object) -> subprocess.Popen[str]:
     settings = {**SETTINGS, "data": shapes, **changes}
     given = [f"--set={k}={v}" for k, v in settings.items()]
-    where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
+    where = ["--study", "study", "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
     command = ["--grid", "paper", "--stages", "pretrain", "--seeds", "2", *where, *given, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "ablate.run", *command],
@@ -211,6 +211,52 @@ assert "this process has run some on the cluster at" in refused()
 """
 
 
+BROKEN = """
+import gc
+import os
+import signal
+import threading
+
+import psutil
+
+from ablate import cluster
+from ablate.resources import Resources
+from blocks import UsageError
+
+found = []
+
+def elsewhere():
+    try:
+        cluster.load(loopback=True)
+    except UsageError as error:
+        found.append(str(error))
+
+thread = threading.Thread(target=elsewhere)
+thread.start(), thread.join()
+assert "from the main thread only" in found[0], found
+
+gc.disable()
+before = signal.getsignal(signal.SIGTERM)
+cluster.load(loopback=True)
+from ray._private import worker
+connect = worker.connect
+def interrupt(*arguments, **options):
+    raise KeyboardInterrupt
+for broken in (True, False):
+    worker.connect = interrupt if broken else connect
+    try:
+        with cluster.session():
+            cluster.start(Resources(memory=2**45))
+            assert cluster.largest_memory() == 2**45  # or a trial would wait for ever
+            assert not broken
+    except KeyboardInterrupt:
+        assert broken
+    gone, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=20)
+    assert not alive, alive
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not gc.isenabled()
+"""
+
 EARLIER = """
 import ray
 
@@ -239,6 +285,12 @@ def check_script(script: str, *arguments: str, **environment: str) -> None:
 @pytest.mark.slow
 def test_a_process_has_one_ray() -> None:
     check_script(TWICE)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_is_broken_off_leaves_nothing() -> None:
+    check_script(BROKEN)
 
 
 def test_ray_imported_too_early_is_refused() -> None:

@@ -65,7 +65,13 @@ def test_a_worker_refuses_to_compute_other_numbers(
     monkeypatch.setattr("ablate.worker.redirect_output", lambda directory: None)  # pytest's own
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (job,) = trials(shapes, 1, ("baseline",))
-    given = {"trial": to_dict(job), "study": str(tmp_path), "threads": 1, "plugins": ()}
+    given = {
+        "trial": to_dict(job),
+        "study": str(tmp_path),
+        "threads": 1,
+        "plugins": (),
+        "here": ".",
+    }
     given |= {"device": device_kind(), "registry": default_registry().fingerprint()}
     assert next(steps(given))["step"] == 1
     with pytest.raises(FinalError, match=r"this worker (trains on|has other blocks)"):

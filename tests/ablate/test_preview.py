@@ -17,10 +17,12 @@ from ablate.effects import FEWEST_SEEDS
 from ablate.forecast import ESTIMATED, Forecast
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
-from ablate.outlook import Outlook, expected_deviation, smallest_effects
+from ablate.measure import Conditions
+from ablate.outlook import Outlook, expected_deviation, make_outlook, smallest_effects
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
 from ablate.preview import count_done, describe, describe_proposal, spell_time
+from ablate.resources import Node
 from ablate.run import main
 from ablate.stages import run_trial
 from ablate.statistics import detectable_effect
@@ -46,6 +48,7 @@ def outlook(plan: Plan, **changes: Any) -> Outlook:
         "work": [Work(trial=trial, stages=("pretrain",)) for trial in plan.trials],
         "forecasts": forecasts,
         "slots": 2,
+        "measured": 2,
         "sharing": 2,
         "memory": 2**30,
         "began": NOON,
@@ -156,6 +159,26 @@ def test_stages_that_are_done_are_told(shapes: str) -> None:
     seen = outlook(plan, work=work, forecasts=forecasts)
     assert "1 of 2 trials, and 1 stages of others" in describe(plan, seen)
     assert seen.seconds == STARTUP + 10
+
+
+@pytest.mark.parametrize(("node", "gibibytes", "slots", "sharing"), [
+    (Node(name="little", cpus=4, memory=5 * 2**30), {"memory": 2}, 2, 2),
+    (Node(name="large", cpus=4, memory=99 * 2**30), {"memory": 2}, 4, 4),
+    (Node(name="box", cpus=8, gpus=1, gpu_memory=72 * 2**30), {"memory": 1, "gpu_memory": 30},
+     2, 2),
+])  # fmt: skip
+def test_as_many_side_by_side_are_planned_as_their_memory_lets_run(
+    node: Node, gibibytes: dict[str, int], slots: int, sharing: int, shapes: str, tmp_path: Path
+) -> None:
+    conditions = Conditions(slots=4, per_gpu=1 if node.gpus else 0, nodes=[node])
+    needs = {name: count * 2**30 for name, count in gibibytes.items()}
+    one = Forecast(stages={"pretrain": 10.0}, **needs)
+    plan = planned(shapes)
+    found = make_outlook(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, one))
+    assert (found.slots, found.sharing, found.measured) == (slots, sharing, 4)
+    guessed = dataclasses.replace(one, basis=ESTIMATED)  # a run does not go by a guess either
+    found = make_outlook(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, guessed))
+    assert found.slots == (1 if node.gpus else 4)
 
 
 def arguments(shapes: str, tmp_path: Path, *more: str) -> list[str]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from ablate import resources
 from ablate.resources import Node, Scheduling, choose_resources, this_machine
 from blocks import UsageError
 
@@ -89,3 +92,19 @@ def test_this_machine_has_cores_and_memory() -> None:
     found = this_machine()
     assert found.cpus >= 1
     assert 2**26 < found.memory < 2**50
+
+
+def test_a_containers_limits_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a control group says them: a quota of cores, and memory in which files are cached."""
+    monkeypatch.setattr(resources, "GROUP", tmp_path)
+    cores, free = resources.cores(), resources.free_memory()
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 500000\ninactive_file 1900000\nslab 9\n")
+    assert resources.cores() == 1
+    assert resources.free_memory() == 3000000 - 2500000 + 1900000
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert resources.cores() == cores
+    assert resources.free_memory() == pytest.approx(free, rel=0.2)

@@ -108,23 +108,28 @@ def test_an_interrupted_study_goes_on(shapes: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ablate.run", *arguments(shapes, tmp_path, "--seeds", "2",
                "--set", "image.size=64")]  # fmt: skip
     command = [a.replace("steps=6", "steps=600") for a in command if "image.size=32" not in a]
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
-    )
-    wait_for(tmp_path, "study/trials/*/checkpoint.pt")
-    running.send_signal(signal.SIGINT)
-    shown, _ = running.communicate(timeout=60)
-    assert running.returncode == 130, shown
-    assert "the same command goes on from here" in shown
-    assert "Warning" not in shown
+    for number in (signal.SIGTERM, signal.SIGINT):
+        began = time.time()
+        running = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        )
+        wait_for(tmp_path, "study/trials/*/checkpoint.pt", since=began)
+        running.send_signal(number)
+        shown, _ = running.communicate(timeout=60)
+        assert running.returncode == 130, shown
+        assert "stopping (some seconds" in shown
+        assert "the same command goes on from here" in shown
+        assert "report.html" in shown
+        assert "Warning" not in shown
+        assert "SIGTERM" not in shown  # Ray's handler would say so, and leave
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
     check_curves_have_no_gap(tmp_path)
 
 
-def wait_for(tmp_path: Path, pattern: str) -> None:
+def wait_for(tmp_path: Path, pattern: str, since: float = 0.0) -> None:
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(pattern)):
+    while not any(path.stat().st_mtime > since for path in tmp_path.glob(pattern)):
         assert time.monotonic() < deadline, f"no {pattern} appeared"
         time.sleep(0.1)
 

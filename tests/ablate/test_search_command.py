@@ -12,14 +12,21 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from samples import SMALL
+from tracked import runs_of
 
+from ablate.launch import Launch
+from ablate.ledger import Ledger
 from ablate.options import parser
-from ablate.plan import read_plan
+from ablate.plan import Plan, read_plan
+from ablate.planner import make_plan
 from ablate.run import main
-from ablate.search_outcomes import read_found
-from ablate.search_request import FIRST_SEED, Budget, Request, read_request
-from blocks import UsageError
+from ablate.search_command import Searching, log_walk, running
+from ablate.search_outcomes import Outcome, read_found, write_found
+from ablate.search_request import FIRST_SEED, Budget, Request, base_grid, read_request
+from ablate.tracking import Tracker
+from blocks import UsageError, default_registry
 
 SETTINGS = {**SMALL, "steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch": 16}
 DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")
@@ -75,7 +82,7 @@ def stopped_between_generations(given: list[str], tmp_path: Path) -> None:
         given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
     )
     deadline = time.monotonic() + 200
-    while not (tmp_path / "study/search.json").exists():
+    while not read_found(tmp_path / "study"):
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -103,6 +110,7 @@ def check_mlflow(tmp_path: Path, counts: dict[str, int]) -> None:
     assert {role: roles.count(role) for role in counts} == counts
     (parent,) = (r for r in runs if r.data.tags["ablate.role"] == "study")
     assert parent.info.status == "FINISHED"
+    assert parent.inputs.dataset_inputs, "a study and a walk alike say what they were trained on"
     for one in runs:
         if one.data.tags["ablate.role"] == "search":
             assert one.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -205,3 +213,87 @@ def test_search_outcomes_that_are_not_ours_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"search\.json' is not one of ours"):
         read_found(tmp_path)
     assert read_found(tmp_path / "nothing") == {}
+
+
+OVER = Outcome(subject="blocks", number=0, values={"norm": "rmsnorm"}, loss=3.5, state="complete")
+
+
+def walked(shapes: str, tmp_path: Path) -> tuple[Plan, Ledger]:
+    """Return a walk's plan, and a directory with its one outcome."""
+    plan = make_plan(base_grid, "nano", 2, {**SETTINGS, "data": shapes}, default_registry(), ())
+    write_found({"blocks": [OVER]}, tmp_path / "study")
+    return plan, Ledger(tmp_path / "study")
+
+
+def test_a_walk_alone_is_in_mlflow_with_its_versions_and_data(
+    shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, ledger = walked(shapes, tmp_path)
+    log_walk(plan, ledger, Launch(mlflow=store, arguments=("--over", "blocks")), [])
+    assert capsys.readouterr().err == ""
+    (parent,) = runs_of(store, "study").values()
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["ablate.version.torch"].startswith("2.")
+    assert parent.data.tags["ablate.command"] == "python -m ablate.run --over blocks"
+    assert [data.dataset.name for data in parent.inputs.dataset_inputs] == [shapes]
+    assert runs_of(store, "trial") == {}
+    (one,) = runs_of(store, "search").values()
+    assert (one.info.status, one.data.metrics) == ("FINISHED", {"val/coca": 3.5})
+
+
+def test_a_store_that_lacks_a_walk_is_brought_up_to_date_by_the_same_command(
+    shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, ledger = walked(shapes, tmp_path)
+    log_walk(plan, ledger, Launch(mlflow=store), [tmp_path / "absent.html"])
+    error = " ".join(capsys.readouterr().err.split())
+    assert "the same command again brings MLflow up to date" in error
+    assert "lacks part of this study; the same command again brings it up to date" in error
+    assert "ablate.sync" not in error
+
+
+class Interrupted(Tracker):
+    """A tracker whose user presses Ctrl-C while it waits for the store."""
+
+    def open(self) -> None:
+        super().open()
+        join = self.writer.join
+
+        def interrupted(timeout: float | None = None) -> None:
+            self.writer.join = join  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        self.writer.join = interrupted  # type: ignore[method-assign]
+
+
+def test_no_run_is_left_running_by_an_interrupt(
+    shapes: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ledger = walked(shapes, tmp_path)
+    monkeypatch.setattr("ablate.search_command.Tracker", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        log_walk(plan, ledger, Launch(mlflow=store), [])
+    for role in ("study", "search"):
+        assert {run.info.status for run in runs_of(store, role).values()} == {"FINISHED"}
+
+
+def test_a_search_has_a_record_from_its_start_and_tells_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searching = Searching(
+        request=Request(over="blocks", budget=Budget()),
+        ledger=Ledger(tmp_path),
+        launch=Launch(memory=2**60, output="json"),
+        registry=default_registry(),
+        console=Console(quiet=True),
+        settings={},
+        replan=pytest.fail,
+        confirms=False,
+    )
+    with running(searching, frozenset()):
+        assert json.loads((tmp_path / "search.json").read_text()) == []
+    error = " ".join(capsys.readouterr().err.split())
+    assert "predicted to need 1.07e+09 GiB and this machine has" in error
+    write_found({"blocks": [OVER]}, tmp_path)
+    with running(searching, frozenset()):
+        assert read_found(tmp_path) == {"blocks": [OVER]}

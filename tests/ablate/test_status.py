@@ -46,3 +46,20 @@ def test_a_search_is_shown_before_its_study_begins(
     (tmp_path / "search.json").write_text('[{"subject": 1}]')
     assert status.main([str(tmp_path)]) == 2
     assert "is not one of ours" in capsys.readouterr().err
+
+
+def test_a_search_is_shown_before_its_first_generation_is_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status.main([str(tmp_path)]) == 2
+    assert "is no study" in capsys.readouterr().err
+    write_found({}, tmp_path)
+    with Ledger(tmp_path).locked():
+        assert status.main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "search: no trial is over yet",
+        "the search comes before the trials; a process is running it",
+    ]
+    assert status.main([str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["search"], found["trials"]) == ({}, [])

@@ -18,10 +18,11 @@ from mlflow import MlflowClient
 from rich.console import Console
 from tracked import Study, effects_of, runs_of, track, wait_until
 
-from ablate import sync
+from ablate import mlflow_batches, sync
 from ablate.effects import Effect
 from ablate.launch import Launch, run_study
 from ablate.ledger import Ledger
+from ablate.search_outcomes import Outcome, write_found
 from ablate.shared_view import TAG, view_key
 from ablate.tracking import Tracker
 from ablate.trial import Trial
@@ -258,6 +259,36 @@ def test_one_thing_that_the_store_refuses_holds_up_nothing_else(
     assert "ablate.sync" in said[1]
     statuses = {name: run.info.status for name, run in runs_of(store, "trial").items()}
     assert sorted(statuses.values()) == ["FINISHED", "FINISHED", "FINISHED", "KILLED"]
+
+
+def test_a_search_trial_has_one_run_however_often_it_is_sent(
+    study: Study, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ledger = study
+    over = Outcome(subject="grr", number=3, values={"lr": 0.1}, loss=3.5, state="complete")
+    write_found({"grr": [over]}, ledger.directory)
+    log_params, tried = mlflow_batches.log_params, []
+
+    def hiccup(client: Any, run: str, values: dict[str, Any]) -> None:
+        if "number" in values:
+            tried.append(run)
+            if len(tried) < 3:
+                raise ConnectionError("a hiccup")
+        log_params(client, run, values)
+
+    monkeypatch.setattr(mlflow_batches, "log_params", hiccup)
+    said: list[str] = []
+    track(plan, ledger, store, said)
+    assert "a hiccup" in said[0]
+    track(plan, ledger, store, [])
+    track(plan, ledger, store, [])
+    (run,) = runs_of(store, "search").values()
+    assert tried == [run.info.run_id] * 3
+    assert (run.info.status, run.data.metrics["val/coca"]) == ("FINISHED", 3.5)
+    MlflowClient(tracking_uri=store).delete_run(run.info.run_id)
+    track(plan, ledger, store, [])
+    (again,) = runs_of(store, "search").values()
+    assert (again.info.status, again.info.run_id != run.info.run_id) == ("FINISHED", True)
 
 
 def test_sync_fills_a_fresh_store_and_then_has_nothing_to_do(
