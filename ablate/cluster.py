@@ -220,11 +220,11 @@ def _home_of_its_own() -> Iterator[dict[str, str]]:
     """
     home = (cache_directory() / "ray").resolve()
     kept = {name: os.environ.get(name) for name in ("HOME", "PYTHONUSERBASE")}
-    users = Path("~").expanduser() if kept["HOME"] else None
+    users = os.path.expanduser("~")  # Path.expanduser raises where there is none
     write_text(home / "ray_bootstrap_config.yaml", "{}\n")
     os.environ |= {"HOME": str(home), "PYTHONUSERBASE": site.getuserbase()}
     try:
-        yield {"HOME": str(users)} if users else {}
+        yield {"HOME": users} if os.path.isabs(users) else {}
     finally:
         for name, value in kept.items():
             del os.environ[name]

@@ -87,7 +87,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     budget = None if options.budget is None else parse_duration(options.budget)
     conditions = make_conditions(read_scheduling(options), plugins)
     walks = request is not None and request.over == "blocks"
-    plan = _plan(options, registry, base_grid if walks else options.grid)
+    with Console(stderr=True, quiet=options.output != "auto").status("planning"):
+        plan = _plan(options, registry, base_grid if walks else options.grid)
     plan = plan if request is None else declare(request, plan)
     ahead = as_tuned_before(plan, parse_settings(options.set), ledger, registry)
     forecasts = _forecast(ahead, ledger, registry, conditions, options)
