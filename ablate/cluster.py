@@ -333,19 +333,39 @@ def _init(environment: Mapping[str, str], **options: object) -> None:
     """Start or join Ray; where that is broken off, nothing of it is left."""
     import ray
 
-    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            log_to_driver=False,
-            configure_logging=False,  # `ablate.log` does
-            runtime_env={"env_vars": worker_environment() | dict(environment)},
-            **options,
-        )
+        with _signals_wait():
+            ray.init(
+                log_to_driver=False,
+                configure_logging=False,  # `ablate.log` does
+                runtime_env={"env_vars": worker_environment() | dict(environment)},
+                **options,
+            )
     except BaseException:
         _shut_down()
         raise
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block: half a start of Ray was seen to crash.
+
+    Ray's own handler of SIGTERM, which would leave without a word, goes too.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        print("stopping when Ray has started ...", file=sys.stderr, flush=True)
+        came.append(number)
+
+    before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray's own one would leave without a word
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        raise KeyboardInterrupt
 
 
 def worker_environment() -> dict[str, str]:

@@ -217,8 +217,11 @@ def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> 
 
 
 def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
-    """Refuse a directory that holds another study, whose report would be overwritten."""
-    if not (ledger.directory / FILE).exists():
+    """Refuse a directory that holds another study, whose report would be overwritten.
+
+    One that was stopped before its first trial has nothing to lose.
+    """
+    if not (ledger.directory / FILE).exists() or not (ledger.directory / "trials").exists():
         return
     before, now = _identity(read_plan(ledger.directory)), _identity(plan)
     # Another set to fine-tune on may be added, or left out, any time: only shared stages count.

@@ -117,7 +117,7 @@ def show(found: dict[str, Any]) -> None:
     running = "a process is running it" if found["running"] else "no process is running it"
     if not trials:
         if not found["search"]:
-            console.print("search: no trial is over yet")
+            console.print("search: no generation is over yet")
         console.print(f"the search comes before the trials; {running}", highlight=False)
         return
     stages = list(trials[0]["stages"])

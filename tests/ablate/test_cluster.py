@@ -241,7 +241,8 @@ cluster.load(loopback=True)
 from ray._private import worker
 connect = worker.connect
 def interrupt(*arguments, **options):
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
+    return connect(*arguments, **options)
 for broken in (True, False):
     worker.connect = interrupt if broken else connect
     try:

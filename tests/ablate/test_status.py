@@ -57,7 +57,7 @@ def test_a_search_is_shown_before_its_first_generation_is_over(
     with Ledger(tmp_path).locked():
         assert status.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "search: no trial is over yet",
+        "search: no generation is over yet",
         "the search comes before the trials; a process is running it",
     ]
     assert status.main([str(tmp_path), "--json"]) == 0

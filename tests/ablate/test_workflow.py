@@ -261,6 +261,18 @@ def test_the_report_has_the_papers_table(
         refuse_other_study(planned(shapes, others, **{"finetune.lr": 0.5}), ledger)
 
 
+def test_a_study_stopped_before_its_first_trial_binds_nobody(
+    shapes: str, others: list[str], tmp_path: Path
+) -> None:
+    plan, ledger = planned(shapes, others), Ledger(tmp_path)
+    write_plan(plan, tmp_path, {})
+    other = planned(shapes, others, **{"finetune.lr": 0.5})
+    refuse_other_study(other, ledger)
+    ledger.folder(plan.trials[0]).mkdir(parents=True)
+    with pytest.raises(UsageError, match="finetune:early lr="):
+        refuse_other_study(other, ledger)
+
+
 def test_status_tells_failures_and_half_done_stages(
     shapes: str, others: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
