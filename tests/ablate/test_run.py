@@ -264,6 +264,7 @@ def test_other_cells_are_another_study(
         return make_plan("paper", "nano", 1, own, default_registry(), [])
 
     write_plan(plan(), tmp_path, {})
+    (tmp_path / "trials").mkdir()
     refuse_other_study(plan(), Ledger(tmp_path))
     with pytest.raises(UsageError, match=re.escape(message)):
         refuse_other_study(plan(**change), Ledger(tmp_path))
@@ -287,6 +288,7 @@ def test_another_study_in_the_directory_is_refused(
     settings = {**SETTINGS, "steps": 7, "data": shapes}
     plan = make_plan("paper", "nano", 1, settings, default_registry(), [])
     write_plan(plan, tmp_path / "study", {})
+    (tmp_path / "study/trials").mkdir()
     assert main(arguments(shapes, tmp_path)) == 2
     assert "was run with " in (error := capsys.readouterr().err)
     assert "steps=7, now 6" in error
