@@ -92,25 +92,27 @@ class Launch:
         return choose_resources(self.scheduling, nodes, **needs)
 
 
+def warn(text: str) -> None:
+    """Tell a person what is not as it should be, apart from the command's output."""
+    Console(stderr=True).print(text, style="yellow", markup=False)
+
+
 def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
     """Run what is left of a plan, write the report, and return the exit code."""
     from ablate.execute import execute
 
-    def say(text: str) -> None:
-        Console(stderr=True).print(text, style="yellow", markup=False)
-
     resources = launch.resources()
     if resources.note:
-        say(resources.note)
+        warn(resources.note)
     with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
         refuse_other_study(plan, ledger)
         if left_out := _left_out(plan, ledger):
-            say(
+            warn(
                 f"left out of the report, though this study has it: {', '.join(left_out)} "
                 "(--stages and --cells name all of a study)"
             )
         if count := outdated(plan, ledger):
-            say(
+            warn(
                 f"{count} finished trials are of other code, blocks or versions than today's, "
                 "and are trained again"
             )
@@ -136,7 +138,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             if left:  # before MLflow's thread looks for credentials: HOME is another one meanwhile
                 start(resources)
             tracker = stack.enter_context(
-                Tracker(plan, ledger, launch.mlflow, say, models=launch.models)
+                Tracker(plan, ledger, launch.mlflow, warn, models=launch.models)
             )
             if plan.looks:
                 run_looks(plan, ledger, run, console)

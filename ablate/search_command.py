@@ -25,6 +25,7 @@ from ablate.launch import (
     refuse_other_study,
     run_study,
     tell_where,
+    warn,
 )
 from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan
@@ -166,15 +167,11 @@ def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) 
         plan,
         ledger,
         launch.mlflow,
-        _warn,
+        warn,
         remedy="the same command again",  # `ablate.sync` takes studies
         note=launch_note(launch.arguments),
     ) as tracker:
         tracker.close([], paths, [])
-
-
-def _warn(text: str) -> None:
-    Console(stderr=True).print(text, style="yellow", markup=False)
 
 
 def confirming_command(arguments: Sequence[str], seeds: int) -> str:
@@ -207,7 +204,7 @@ def running(
     resources = launch.resources()
     shown = _progress(launch.output, fields, searching.console)
     if resources.note:
-        _warn(resources.note)
+        warn(resources.note)
     if not (ledger.directory / RECORD).exists():
         write_found({}, ledger.directory)
 
