@@ -135,8 +135,9 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 )
 
         with session():
-            if left:  # before MLflow's thread looks for credentials: HOME is another one meanwhile
-                start(resources)
+            ahead = needed(plan, held_race(plan, ledger) if plan.looks else None)
+            if not all(_is_over(trial, plan, ledger) for trial in ahead):
+                start(resources)  # before MLflow's thread looks for credentials: HOME changes
             tracker = stack.enter_context(
                 Tracker(plan, ledger, launch.mlflow, warn, models=launch.models)
             )
