@@ -123,13 +123,12 @@ def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect
     the last look that they reach wait for the next one.
     """
     by_seed = mean_improvements(contrast, sets)
-    if seen := [look for look in rule.looks if look <= len(by_seed)]:
-        by_seed = dict(list(by_seed.items())[: seen[-1]])
+    by_seed = {seed: by_seed[seed] for seed in up_to_look(list(by_seed), rule)}
     correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
     values = np.array(list(by_seed.values()))
     n = len(values)
-    low, high = t_interval(values, _confidence(rule, n))
-    p = _p(values, rule)
+    low, high = interval(values, rule)
+    p = p_value(values, rule)
     found = Effect(
         contrast=contrast.name,
         metric=metric,
@@ -148,8 +147,25 @@ def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect
     return _judged(found, rule)
 
 
-def _p(values: Values, rule: Rule) -> float:
+def up_to_look(seeds: list[int], rule: Rule) -> list[int]:
+    """Return the first seeds, as many as the last look of a race that they reach; else all."""
+    seen = [look for look in rule.looks if look <= len(seeds)]
+    return seeds[: seen[-1]] if seen else seeds
+
+
+def p_value(values: Values, rule: Rule) -> float:
+    """Return the paired t test's p of improvements by seed; in a race, that over all looks."""
     return sequential_p(values, rule.looks, t_test_p) if rule.looks else t_test_p(values)
+
+
+def interval(values: Values, rule: Rule) -> tuple[float, float]:
+    """Return the 95% interval of improvements by seed; in a race, one that holds at every look."""
+    return t_interval(values, confidence(rule, len(values)))
+
+
+def confidence(rule: Rule, seeds: int) -> float:
+    """Return the level of an interval of so many seeds that leads to 95%, or more, over looks."""
+    return 1 - level(rule.looks, seeds) if rule.looks else CONFIDENCE
 
 
 def _equivalence(values: Values, rule: Rule) -> float:
@@ -157,11 +173,6 @@ def _equivalence(values: Values, rule: Rule) -> float:
     if not rule.looks:
         return test(values)
     return sequential_p(values, rule.looks, test, EQUIVALENCE_SPENDING)
-
-
-def _confidence(rule: Rule, seeds: int) -> float:
-    """Return the interval's level: wider in a race, so that it holds at every look."""
-    return 1 - level(rule.looks, seeds) if rule.looks else CONFIDENCE
 
 
 def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rule) -> list[Effect]:

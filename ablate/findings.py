@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ablate.effects import Effect, Losses, Rule, effects, missing
+from ablate.effects import Effect, Losses, Rule, confidence, effects, missing, up_to_look
 from ablate.examples import read_examples
 from ablate.factorial import Attribution, attribute
 from ablate.grid import Contrast
@@ -82,11 +82,11 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
         found += effects(plan.contrasts, metric, *sets, rule=rule)
         if plan.noise:
             noise += effects([plan.noise], metric, *sets, rule=rule)
-    examples, unusable = _example_effects(plan, ledger)
+    examples, unusable = _example_effects(plan, ledger, rule)
     return Findings(
         effects=found,
         noise=noise,
-        attributions=_attributions(plan, losses),
+        attributions=_attributions(plan, losses, rule),
         examples=examples,
         problems=[*_lost_pairs(plan, losses, race), *unproven, *unusable],
         race=race,
@@ -138,12 +138,12 @@ def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]
     return sets
 
 
-def _attributions(plan: Plan, losses: dict[str, Losses]) -> dict[str, Attribution]:
+def _attributions(plan: Plan, losses: dict[str, Losses], rule: Rule) -> dict[str, Attribution]:
     """Return what each swap of a full factorial contributes, in pretraining."""
     if not plan.factorial:
         return {}
     cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
-    made = {metric: attribute(cells, losses[metric]) for metric in METRICS}
+    made = {metric: attribute(cells, losses[metric], rule) for metric in METRICS}
     return {metric: found for metric, found in made.items() if found is not None}
 
 
@@ -165,23 +165,27 @@ def _lost_pairs(plan: Plan, losses: dict[str, Losses], race: Race | None) -> lis
     return list(reasons)
 
 
-def _example_effects(plan: Plan, ledger: Ledger) -> tuple[list[ExampleEffect], list[str]]:
+def _example_effects(
+    plan: Plan, ledger: Ledger, rule: Rule
+) -> tuple[list[ExampleEffect], list[str]]:
     """Return the primary contrast's effects with errors over seeds and examples, and problems."""
     effects: list[ExampleEffect] = []
     problems: list[str] = []
     for metric in ("contrastive", "caption") if plan.primary else ():
         assert plan.primary is not None
-        values, clusters, lost = _example_gains(plan, ledger, plan.primary, metric)
+        gains, clusters, lost = _example_gains(plan, ledger, plan.primary, metric)
         problems += lost
-        if len(values) > 1:
-            effects.append(_example_effect(plan.primary, metric, np.stack(values), clusters))
+        seeds = up_to_look(sorted(gains), rule)
+        if len(seeds) > 1:
+            values = np.stack([gains[seed] for seed in seeds])
+            effects.append(_example_effect(plan.primary, metric, values, clusters, rule))
     return effects, problems
 
 
 def _example_effect(
-    contrast: Contrast, metric: str, values: Values, clusters: Values
+    contrast: Contrast, metric: str, values: Values, clusters: Values, rule: Rule
 ) -> ExampleEffect:
-    found = clustered_interval(values, clusters)
+    found = clustered_interval(values, clusters, confidence(rule, len(values)))
     return ExampleEffect(
         contrast=contrast.name,
         metric=metric,
@@ -199,35 +203,37 @@ def _example_effect(
 
 def _example_gains(
     plan: Plan, ledger: Ledger, contrast: Contrast, metric: str
-) -> tuple[list[Values], Values, list[str]]:
-    """Return improvements by example of each usable pair, their clusters, and which are unusable.
+) -> tuple[dict[int, Values], Values, list[str]]:
+    """Return improvements [n] by seed, over the contrast's pairs; clusters [n]; what is unusable.
 
-    Every trial has a loss of the same examples (contrastive losses: of full batches). A pair in
-    which one of them is not finite is left out whole: all pairs must be of the same examples.
+    Every trial has a loss of the same examples (contrastive losses: of full batches). A seed in
+    which one of them is not finite is left out whole: all seeds must be of the same examples.
     """
-    found: dict[int, tuple[Values, Values]] = {}
+    found: dict[int, dict[str, Values]] = {}
     clusters = np.array([])
-    for old, new in zip(*map(plan.of_cell, contrast.pairs[0]), strict=True):
-        one, other = (_losses_of(trial, ledger, metric) for trial in (old, new))
-        if one is not None and other is not None:
-            found[old.pair], clusters = (one[0], other[0]), one[1]
-    sizes = {len(losses) for pair in found.values() for losses in pair}
-    if not found or len(sizes) > 1:
-        lost = [f"losses by example ({metric}) are of other examples in some trials: not used"]
-        return [], clusters, lost if found else []
-    counted = np.any([np.isfinite(losses) for pair in found.values() for losses in pair], axis=0)
-    values: list[Values] = []
+    for trials in zip(*map(plan.of_cell, sorted(contrast.cells)), strict=True):
+        read = [own for trial in trials if (own := _losses_of(trial, ledger, metric))]
+        if len(read) == len(trials):
+            found[trials[0].pair] = {t.name: own[0] for t, own in zip(trials, read, strict=True)}
+            clusters = read[0][1]
+    every = [losses for by_cell in found.values() for losses in by_cell.values()]
+    if len({len(losses) for losses in every}) > 1:
+        lost = f"losses by example ({metric}) are of other examples in some trials: not used"
+        return {}, clusters, [lost]
+    counted = np.any(np.isfinite(every), axis=0) if every else np.array([], dtype=bool)
+    gains: dict[int, Values] = {}
     problems: list[str] = []
-    for seed, (before, after) in found.items():
-        if np.isfinite(before[counted]).all() and np.isfinite(after[counted]).all():
-            mean = before[counted].mean()
-            values.append(100 * (before[counted] - after[counted]) / mean)
+    for seed, by_cell in found.items():
+        losses = {cell: own[counted] for cell, own in by_cell.items()}
+        if np.isfinite(list(losses.values())).all():
+            pairs = [(losses[a], losses[b]) for a, b in contrast.pairs]
+            gains[seed] = np.mean([100 * (a - b) / a.mean() for a, b in pairs], axis=0)
         else:
             problems.append(
                 f"seed {seed} of {contrast.name} has a {metric} loss by example that is not "
-                "finite; the pair is left out of what other test examples add"
+                "finite; the seed is left out of what other test examples add"
             )
-    return values, clusters[counted], problems
+    return gains, clusters[counted], problems
 
 
 def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Values, Values] | None:

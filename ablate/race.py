@@ -224,8 +224,7 @@ def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
                 f"below {100 * FUTILE:g}% (the primary contrast: that they bring any verdict is "
                 f"below {100 * FUTILE_PRIMARY:g}%). p holds over all looks, and "
                 "intervals are wider, so that they hold at each. Effects that stopped a race early "
-                "tend to be overestimated. Shapley values, factorial terms and intervals over "
-                "examples know nothing of looks.",
+                "tend to be overestimated.",
                 f"{saved} of {len(plan.trials)} trials ({saved / len(plan.trials):.0%}) were "
                 f"{'not needed' if not race.running else 'not needed so far'}.{running}",
             ],

@@ -147,7 +147,9 @@ class Clustered:
     high: float
 
 
-def clustered_interval(values: Values, clusters: Values) -> Clustered:
+def clustered_interval(
+    values: Values, clusters: Values, confidence: float = CONFIDENCE
+) -> Clustered:
     """Return the mean of values [seeds n] for other seeds and other examples.
 
     ``clusters`` [n] numbers the examples that belong together. The variance is that of seeds and
@@ -171,7 +173,7 @@ def clustered_interval(values: Values, clusters: Values) -> Clustered:
     free = [max(1, count - 1) for count in by_both.shape]
     spread = seeds**2 / free[0] + examples**2 / free[1] + both**2 / (free[0] * free[1])
     freedom = max(two_way**2 / spread, min(free)) if spread else min(free)
-    mean, half = float(values.mean()), t_quantile(freedom) * math.sqrt(two_way)
+    mean, half = float(values.mean()), t_quantile(freedom, confidence) * math.sqrt(two_way)
     return Clustered(
         estimate=mean,
         seed_error=math.sqrt(seeds),

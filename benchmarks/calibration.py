@@ -90,7 +90,7 @@ def coverage(
         for kind, parts in found.items():
             pairs = zip(parts, truths[kind], strict=True)
             held[kind].append([p.low <= truth.estimate <= p.high for p, truth in pairs])
-        whole = attribute(factorial, losses)
+        whole = attribute(factorial, losses, Rule())
         assert whole is not None
         gaps.append(abs(sum(part.estimate for part in whole.shapley) - whole.gain.estimate))
     shares = {
@@ -105,7 +105,7 @@ def intervals(
 ) -> dict[str, list[Any]]:
     """Return everything in a report that has an interval, by kind."""
     found = effects(grid.contrasts, "coca", losses, rule=Rule())
-    whole = attribute(factorial, losses)
+    whole = attribute(factorial, losses, Rule())
     assert whole is not None
     return {
         "contrasts": [e for e in found if "main effect" not in e.contrast],

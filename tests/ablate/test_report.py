@@ -13,12 +13,16 @@ from PIL import Image
 from studies import HOSTILE, finish, planned
 
 from ablate.bundle import main as bundle
+from ablate.effects import Rule
 from ablate.examples import read_examples, write_examples
-from ablate.findings import effects_csv, make_findings
+from ablate.factorial import attribute
+from ablate.findings import effects_csv, make_findings, stage_losses
 from ablate.ledger import Ledger
 from ablate.plan import Plan, read_plan
 from ablate.planner import Declared
 from ablate.report import main, make_report, texts, write_report
+from ablate.sequential import level
+from ablate.statistics import t_quantile
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +267,43 @@ def test_a_race_tells_its_looks(shapes: str, tmp_path: Path) -> None:
     finish(plan, ledger)
     titles = [s.title for s in make_report(plan, ledger, make_findings(plan, ledger)).sections]
     assert titles[1:4] == ["Effects", "The race", "Cells"]
+
+
+def test_losses_by_example_are_those_of_all_pairs_of_the_primary_contrast(
+    shapes: str, tmp_path: Path
+) -> None:
+    primary = "mlp -> geglu (main effect)"
+    plan, ledger = planned(tmp_path, shapes, seeds=4, declared=Declared(primary=primary))
+    finish(plan, ledger)
+    found = make_findings(plan, ledger)
+    assert plan.primary is not None
+    assert len(plan.primary.pairs) == 4
+    effect = found.of(primary, "contrastive")
+    assert effect is not None
+    for by_example in found.examples:  # both losses are made of one here
+        assert by_example.estimate == pytest.approx(effect.estimate, rel=1e-4)
+
+
+def test_in_a_race_every_interval_holds_at_every_look(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, declared=Declared(looks=(3, 6)))
+    finish(plan, ledger, but=[trial for trial in plan.trials if trial.pair == 5])
+    found = make_findings(plan, ledger)
+    whole = found.attributions["coca"]
+    assert whole.seeds == (0, 1, 2)  # what came after the look waits for the next one
+    plain = attribute({frozenset(s): n for n, s in plan.factorial.items()},
+                      {k: v for k, v in stage_losses(plan, ledger)["coca"].items() if k[1] < 3},
+                      Rule())  # fmt: skip
+    assert plain is not None
+    wider = t_quantile(2, 1 - level((3, 6), 3)) / t_quantile(2)
+    assert wider > 2
+    every, others = ([*a.shapley, *a.terms, a.additive_gap] for a in (whole, plain))
+    for ours, theirs in zip(every, others, strict=True):
+        assert ours.estimate == theirs.estimate
+        assert ours.high - ours.low == pytest.approx(wider * (theirs.high - theirs.low))
+        assert ours.p >= theirs.p
+    for by_example in found.examples:
+        assert by_example.seeds == 3
+        assert (by_example.high - by_example.low) / by_example.error > 2 * t_quantile(100)
 
 
 @pytest.mark.parametrize("which", ["caption", "contrastive"])
