@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ablate.effects import Effect, Rule, verdict_is_clear
-from ablate.findings import DECISIVE, FINETUNED, Findings
+from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.plan import Plan
 from ablate.sections import adding_up, percent
 from ablate.sequential import level
@@ -17,16 +17,16 @@ NOT_YET = "No contrast is complete yet."
 
 
 def opening(plan: Plan, found: Findings) -> list[str]:
-    """Return three sentences in plain words; fewer where the study cannot say so much."""
+    """Return three sentences in plain words; one where the study has no say."""
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
         return [NOT_YET]
     if plan.exploratory:
         return [_what(plan, found, main)]
     return [
-        s
-        for s in (_what(plan, found, main), _which(plan, found), _how_sure(plan, found, main))
-        if s
+        _what(plan, found, main),
+        _which(plan, found) or _where(found, main),
+        _how_sure(plan, found, main),
     ]
 
 
@@ -51,11 +51,11 @@ def _what(plan: Plan, found: Findings, main: Effect) -> str:
     tuned = found.of(main.contrast, FINETUNED + DECISIVE)
     count = len(plan.stages) - 1
     when = f"as the mean of {count} fine-tunings" if count > 1 else "after fine-tuning"
-    later = f"; {when} by {percent(tuned)} ({tuned.verdict})" if tuned else ""
+    later = f"; {when} it changes by {percent(tuned)} ({tuned.verdict})" if tuned else ""
     verb = {"improved": "improves", "worse": "worsens"}.get(main.verdict, "changes")
     return (
-        f"{main.contrast} {verb} the CoCa loss by {percent(main)} over {seeds_words(main.seeds)}"
-        f"{later}: {_meaning(main, plan.smallest_effect)}."
+        f"{main.contrast} {verb} the CoCa loss by {percent(main)} over "
+        f"{seeds_words(main.seeds)}: {_meaning(main, plan.smallest_effect)}{later}."
     )
 
 
@@ -93,13 +93,22 @@ def _which(plan: Plan, found: Findings) -> str:
         start = _in_sum(clear)
     elif clear:
         words = ", ".join(f"{e.contrast} {percent(e)} ({e.verdict})" for e in clear)
-        start = f"Of the single swaps these are clear: {words}."
+        start = f"Of the single swaps these are clear: {words}"
     elif best.estimate > 0:
-        start = f"No single swap is clear; the largest is {best.contrast} with {percent(best)}."
+        start = f"No single swap is clear, the largest is {best.contrast} with {percent(best)}"
     else:
-        start = f"No single swap improves; the best is {best.contrast} with {percent(best)}."
+        start = f"No single swap improves, the best is {best.contrast} with {percent(best)}"
     whole = found.attributions.get(DECISIVE)
-    return f"{start} {adding_up(whole)}" if whole else start
+    return f"{start}; {adding_up(whole)}." if whole else f"{start}."
+
+
+def _where(found: Findings, main: Effect) -> str:
+    """Return what the swap does to the losses that the decisive one is made of."""
+    parts = [e for m in METRICS if m != DECISIVE and (e := found.of(main.contrast, m))]
+    if not parts:
+        return "No other loss was measured."
+    words = [f"the {METRICS[e.metric]} changes by {percent(e)} ({e.verdict})" for e in parts]
+    return f"Of its parts, {' and '.join(words)}."
 
 
 def _in_sum(clear: Sequence[Effect]) -> str:
@@ -107,8 +116,8 @@ def _in_sum(clear: Sequence[Effect]) -> str:
     better = sum(e.estimate > 0 for e in clear)
     best, worst = (f"{e.contrast} {percent(e)} ({e.verdict})" for e in (clear[0], clear[-1]))
     return (
-        f"Of the single swaps {better} clearly improve and {len(clear) - better} clearly worsen; "
-        f"the best of them is {best}, the worst {worst}."
+        f"Of the single swaps {better} clearly improve and {len(clear) - better} clearly worsen, "
+        f"the best of them {best}, the worst {worst}"
     )
 
 

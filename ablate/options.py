@@ -8,7 +8,7 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from ablate.budget import Proposal
 from ablate.effects import FEWEST_SEEDS
@@ -18,8 +18,11 @@ from ablate.race import AIMS, IMPROVEMENTS
 from ablate.resources import Scheduling
 from ablate.search_request import add_flags
 from assemblies import SIZES
+from assemblies.config import Match
 from blocks import UsageError
 from blocks.errors import Parser
+
+MATCH = "*.ffn_match"  # the field of all towers that --match sets
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +43,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="change a field of the recipe (lr=0.002) or of every cell (image.depth=4); repeatable",
+    )
+    top.add_argument(
+        "--match",
+        choices=get_args(Match),
+        help="what FFNs of all cells have in common: parameters (default), FLOPs, or inner width",
     )
     top.add_argument(
         "--stages",
@@ -158,6 +166,12 @@ def add_store(top: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="copy trials' models to MLflow (default: those of at most 64 MiB)",
     )
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields that a command sets; ``--match`` is one of them."""
+    match = [f"{MATCH}={options.match}"] if options.match else []
+    return parse_settings([*options.set, *match])
 
 
 def parse_settings(given: Sequence[str]) -> dict[str, Any]:

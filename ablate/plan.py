@@ -21,6 +21,7 @@ from blocks import UsageError
 
 FILE = "study.json"
 AGAIN = " again"  # after the name of a cell whose A/A cell this is
+MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,22 @@ class Plan:
     def reference(self) -> str:
         """Return the cell that others are compared with: the primary contrast's, or the first."""
         return self.primary.pairs[0][0] if self.primary else next(iter(self.costs))
+
+    def beyond_reference(self, name: str) -> tuple[float, float]:
+        """Return how many percent more parameters and FLOPs a cell has than the reference."""
+        cell, base = self.costs[name], self.costs[self.reference]
+        pairs = (cell.parameters, base.parameters), (cell.step_flops, base.step_flops)
+        more, flops = (100 * (ours / theirs - 1) for ours, theirs in pairs)
+        return more, flops
+
+    @property
+    def matching(self) -> str:
+        """Return in words in what the FFNs of cells are as large as the reference's."""
+        towers = self.cells[self.reference].towers() if self.cells else ()
+        by_tower = {name: MATCHES[tower.ffn_match] for name, tower in towers}
+        if len(set(by_tower.values())) == 1:
+            return next(iter(by_tower.values()))
+        return ", ".join(f"{words} ({name})" for name, words in by_tower.items())
 
     def of_cell(self, name: str) -> list[Trial]:
         """Return a cell's trials, one per seed."""

@@ -31,6 +31,7 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
             for stage in plan.stages[1:]
         ),
     ]
+    head.append(f"FFNs are matched in {plan.matching} with a plain MLP")
     if plan.looks:
         looks = ", ".join(map(str, plan.looks))
         head.append(f"a race for {plan.aim}, looks at {looks} seeds: so many trials at most")
@@ -49,13 +50,16 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
 def _rows(plan: Plan, outlook: Outlook | None) -> list[list[str]]:
     forecasts = outlook.forecasts if outlook else {}
     measured = ["time/trial", "MiB"] if forecasts else []
-    rows = [["cell", *SHOWN, "parameters", f"vs {plan.reference}", "GFLOP/step", *measured]]
+    more = f"vs {plan.reference}"
+    rows = [["cell", *SHOWN, "parameters", more, "GFLOP/step", more, *measured]]
     for name, price in plan.costs.items():
         image = plan.cells[name].image
+        more_parameters, more_flops = plan.beyond_reference(name)
         numbers = [
             f"{price.parameters:,}",
-            f"{_mismatch(plan, name):+.2f}%",
+            f"{more_parameters:+.2f}%",
             f"{price.step_flops / 1e9:,.2f}",
+            f"{more_flops:+.2f}%",
         ]
         if forecasts:
             expected = forecasts[name]
@@ -63,12 +67,6 @@ def _rows(plan: Plan, outlook: Outlook | None) -> list[list[str]]:
             numbers += [f"{about}{spell_duration(expected.seconds)}", about + _memory(expected)]
         rows.append([name, *(getattr(image, kind) for kind in SHOWN), *numbers])
     return rows
-
-
-def _mismatch(plan: Plan, name: str) -> float:
-    """Return how many percent more parameters than the reference a cell has."""
-    base = plan.costs[plan.reference].parameters
-    return 100 * (plan.costs[name].parameters / base - 1)
 
 
 def _memory(expected: Forecast) -> str:
@@ -188,6 +186,7 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
         "size": plan.size,
         "seeds": plan.seeds,
         "stages": [stage.name for stage in plan.stages],
+        "matching": plan.matching,
         "cells": {name: _cell(plan, outlook, name) for name in plan.costs},
         "skipped": plan.skipped,
         "same": plan.same,
@@ -212,7 +211,8 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
 
 def _cell(plan: Plan, outlook: Outlook, name: str) -> dict[str, Any]:
     found: dict[str, Any] = dataclasses.asdict(plan.costs[name])
-    found["mismatch"] = _mismatch(plan, name)
+    more_parameters, more_flops = plan.beyond_reference(name)
+    found["mismatch"] = {"parameters": more_parameters, "step_flops": more_flops}
     found["blocks"] = {
         path: spelling for path, (_, spelling) in plan.cells[name].spellings().items()
     }

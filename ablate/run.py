@@ -23,7 +23,7 @@ from ablate.grids import Design
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
 from ablate.mlflow_store import check_store
-from ablate.options import parse_settings, parser, read_scheduling, smaller_command, split_names
+from ablate.options import parser, read_scheduling, settings_of, smaller_command, split_names
 from ablate.outlook import Outlook, largest_needs, make_conditions, make_outlook
 from ablate.plan import FILE, Plan
 from ablate.planner import Declared, make_plan
@@ -90,7 +90,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     with Console(stderr=True, quiet=options.output != "auto").status("planning"):
         plan = _plan(options, registry, base_grid if walks else options.grid)
     plan = plan if request is None else declare(request, plan)
-    ahead = as_tuned_before(plan, parse_settings(options.set), ledger, registry)
+    ahead = as_tuned_before(plan, settings_of(options), ledger, registry)
     forecasts = _forecast(ahead, ledger, registry, conditions, options)
     outlook = make_outlook(ahead, ledger, conditions, forecasts, options.deviation)
     refusal = _present(ahead, outlook, budget, options, console)
@@ -133,7 +133,7 @@ def _run(
         launch=launch,
         registry=registry,
         console=console,
-        settings=parse_settings(options.set),
+        settings=settings_of(options),
         replan=functools.partial(_plan, options, registry),
         confirms=options.seeds is not None,
     )
@@ -151,7 +151,7 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
         exploratory=options.asha,
         cells=split_names(options.cells),
     )
-    settings: Mapping[str, Any] = parse_settings(options.set)
+    settings: Mapping[str, Any] = settings_of(options)
     sources = None if options.stages is None else parse_stages(options.stages)
     return make_plan(grid, options.size, options.seeds, settings, registry, sources, declared)
 

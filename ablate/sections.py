@@ -13,7 +13,7 @@ from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.grids import PAPER
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.trial import Stage
+from ablate.trial import Stage, Trial
 
 # What arXiv 2507.18009 claims for baseline -> grr, in percent: pretraining, mean of fine-tunings.
 PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
@@ -112,7 +112,7 @@ def attribution_section(found: Findings) -> list[Section]:
     exploratory = any(effect.verdict == EXPLORATORY for effect in found.effects)
     if exploratory or not (whole := found.attributions.get(DECISIVE)):
         return []
-    metrics = [m for m in METRICS if m in found.attributions]
+    metrics, words = [m for m in METRICS if m in found.attributions], adding_up(whole)
 
     def table(title: str, parts: Sequence[Part], pick: str, note: str) -> Table:
         columns = [[part_shown(p) for p in getattr(found.attributions[m], pick)] for m in metrics]
@@ -125,7 +125,7 @@ def attribution_section(found: Findings) -> list[Section]:
     return [
         Section(
             title="What each swap contributes",
-            paragraphs=[adding_up(whole)],
+            paragraphs=[f"{words[0].upper()}{words[1:]}."],
             tables=[
                 table(
                     "Shapley values",
@@ -157,15 +157,15 @@ def attribution_section(found: Findings) -> list[Section]:
 
 
 def adding_up(found: Attribution) -> str:
-    """Return in words whether the swaps' effects add up."""
+    """Return in words, without a period, whether the swaps' effects add up."""
     gap = found.additive_gap
     words = f"{gap.estimate:+.2f}%{_interval(gap.low, gap.high)}"
     if not math.isfinite(gap.low):
-        return f"All swaps together gain {words} beyond the sum of the single ones."
+        return f"all swaps together gain {words} beyond the sum of the single ones"
     if gap.low <= 0 <= gap.high:
-        return f"The swaps add up as far as can be told: together {words} beyond their sum."
+        return f"the swaps add up as far as can be told: together {words} beyond their sum"
     kind = "help" if gap.estimate > 0 else "hinder"
-    return f"The swaps {kind} each other: together they gain {words} beyond the sum of the single."
+    return f"the swaps {kind} each other: together they gain {words} beyond the sum of the single"
 
 
 def cells_section(plan: Plan, ledger: Ledger) -> Section:
@@ -175,10 +175,12 @@ def cells_section(plan: Plan, ledger: Ledger) -> Section:
         paragraphs=[
             f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
             "nothing' is the contrastive loss of a coin and the perplexity of the training "
-            "captions' token frequencies. CIDEr is of greedy captions. Training seconds are of "
-            "all stages."
+            "captions' token frequencies. CIDEr is of greedy captions."
         ],
-        tables=[_cell_table(plan, ledger, stage) for stage in plan.stages],
+        tables=[
+            *(_cell_table(plan, ledger, stage) for stage in plan.stages),
+            _cost_table(plan, ledger),
+        ],
         pictures=[
             Picture(
                 stem="curves",
@@ -198,24 +200,51 @@ def cells_section(plan: Plan, ledger: Ledger) -> Section:
 def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
     known = plan.references[stage.name]
     chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
-    rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 5))]
+    rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 3))]
     names = [f"test/{k}" for k in (*METRICS, *RECALLS, "cider")] + ["last/coca"]
-    for name, price in plan.costs.items():
+    for name in plan.costs:
         trials = plan.of_cell(name)
-        done = [m for m in (ledger.metrics(trial) for trial in trials) if m]
+        done = _done(trials, ledger)
         found = [[m[stage.prefix + n] for m in done if stage.prefix + n in m] for n in names]
         values = [mean_and_deviation(column) for column in found]
-        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
-        rows.append((name, *values, f"{len(done)}/{len(trials)}", f"{price.parameters:,}", seconds))
+        rows.append((name, *values, f"{len(done)}/{len(trials)}"))
     return Table(
         title=f"Cells: {stage.name}",
         header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
-                "CoCa loss of the last weights", "seeds", "parameters", "train s"),
+                "CoCa loss of the last weights", "seeds"),
         rows=rows,
-        emphasised=frozenset(
-            i for i, row in enumerate(rows) if plan.primary and row[0] in plan.primary.cells
-        ),
+        emphasised=_primary_rows(plan, rows),
     )  # fmt: skip
+
+
+def _done(trials: Sequence[Trial], ledger: Ledger) -> list[dict[str, float]]:
+    return [metrics for metrics in (ledger.metrics(trial) for trial in trials) if metrics]
+
+
+def _primary_rows(plan: Plan, rows: Sequence[tuple[str, ...]]) -> frozenset[int]:
+    cells = plan.primary.cells if plan.primary else ()
+    return frozenset(i for i, row in enumerate(rows) if row[0] in cells)
+
+
+def _cost_table(plan: Plan, ledger: Ledger) -> Table:
+    """Return what cells cost, and what is left of their difference by the matching rule."""
+    rows = []
+    for name, price in plan.costs.items():
+        done, more = _done(plan.of_cell(name), ledger), plan.beyond_reference(name)
+        parameters, flops = (f"{percents:+.2f}%" for percents in more)
+        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
+        rows.append((name, f"{price.parameters:,}", parameters,
+                     f"{price.step_flops / 1e9:,.2f}", flops, seconds))  # fmt: skip
+    versus = f"vs {plan.reference}"
+    return Table(
+        title="What cells cost",
+        header=("cell", "parameters", versus, "GFLOP per step", versus, "train s"),
+        rows=rows,
+        note=f"FFNs are matched in {plan.matching} with a plain MLP, as closely as inner widths "
+        "in steps of 8 allow. A step is of pretraining, forward and backward; seconds are of all "
+        "stages.",
+        emphasised=_primary_rows(plan, rows),
+    )
 
 
 def examples_section(found: Findings) -> list[Section]:
@@ -296,11 +325,13 @@ def verdict_words(effect: Effect) -> str:
 
 
 def mean_and_deviation(values: Iterable[float]) -> str:
-    """Return a column of numbers as mean and standard deviation."""
-    values = [value for value in values if math.isfinite(value)]
-    if not values:
-        return "-"
-    mean = statistics.mean(values)
+    """Return a column of numbers as mean and standard deviation, and how many are no numbers."""
+    every = list(values)
+    finite = [value for value in every if math.isfinite(value)]
+    lost = f" ({len(every) - len(finite)} not finite)" * (len(finite) < len(every))
+    if not finite:
+        return f"-{lost}"
+    mean = statistics.mean(finite)
     digits = 1 if mean > 20 else 3
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    spread = f" ± {statistics.stdev(finite):.{digits}f}" if len(finite) > 1 else ""
+    return f"{mean:.{digits}f}{spread}{lost}"

@@ -12,6 +12,7 @@ from blocks import Kind, Registry, UsageError
 from blocks.errors import unknown
 
 Placement = Literal["pre", "post", "peri", "reordered"]
+Match = Literal["params", "flops", "width"]
 ClsPlace = Literal["caption", "end", "end_legacy"]
 Objective = Literal["both", "contrastive", "captioning"]
 Contrast = Literal["softmax", "sigmoid"]
@@ -22,7 +23,8 @@ TOWERS = ("image", "text", "multimodal")
 class TowerConfig:
     """A stack of ``depth`` layers of ``heads`` heads and the blocks that fill it.
 
-    ``ffn_ratio`` r means as many parameters as a plain MLP of inner width r d, whatever the FFN.
+    ``ffn_ratio`` r means that an FFN is as large as a plain MLP of inner width r d; ``ffn_match``
+    says in what: parameters, FLOPs, or inner width, whatever that costs.
     """
 
     depth: int
@@ -33,6 +35,7 @@ class TowerConfig:
     attention: str = "mha"
     placement: Placement = "pre"
     ffn_ratio: float = 4.0
+    ffn_match: Match = "params"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from assemblies.config import Match
 from blocks import Registry, Site, Unsupported
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -47,9 +49,9 @@ class Builder:
         built.__dict__["slot"] = (f"{site.tower}.{kind}", spelling)  # for assemblies.structure
         return built
 
-    def ffn(self, spelling: str, site: Site, ratio: float) -> nn.Module:
-        """Build an FFN whose inner width matches a plain MLP of the given ratio in parameters."""
-        hidden = matched_hidden(self.registry, spelling, site, ratio)
+    def ffn(self, spelling: str, site: Site, ratio: float, match: Match) -> nn.Module:
+        """Build an FFN whose inner width makes it match a plain MLP of the given ratio."""
+        hidden = matched_hidden(self.registry, spelling, site, ratio, match)
         return self.block("ffn", spelling, replace(site, hidden=hidden))
 
 
@@ -58,27 +60,33 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def matched_hidden(registry: Registry, spelling: str, site: Site, ratio: float) -> int:
-    """Return the inner width, a multiple of 8, that comes closest to the MLP's parameters.
+def matched_hidden(
+    registry: Registry, spelling: str, site: Site, ratio: float, match: Match = "params"
+) -> int:
+    """Return the inner width, a multiple of 8, that comes closest to the MLP's parameters or FLOPs.
 
-    The candidates are built on the meta device, so any FFN is matched without declaring anything.
-    Raises `Unsupported` when parameters do not grow with the width.
+    With ``width`` it is the MLP's own. The candidates are built on the meta device, so any FFN is
+    matched without declaring anything. Raises `Unsupported` when an FFN does not grow with it.
     """
     reference = round(site.dim * ratio)
-    if registry.get("ffn", spelling).name == "mlp":
+    if match == "width" or registry.get("ffn", spelling).name == "mlp":
         return reference
     anonymous = replace(site, path="", layer=0, hidden=0)  # one answer for all layers of a tower
-    target = _ffn_parameters(registry, "mlp", anonymous, reference)
-    return _closest_hidden(registry, spelling, anonymous, target)
+    target = _ffn_size(registry, "mlp", replace(anonymous, hidden=reference), match)
+    return _closest_hidden(registry, spelling, anonymous, target, match)
 
 
 @functools.lru_cache(maxsize=1024)
-def _closest_hidden(registry: Registry, spelling: str, site: Site, target: int) -> int:
+def _closest_hidden(
+    registry: Registry, spelling: str, site: Site, target: int, match: Match
+) -> int:
     def size(units: int) -> int:
-        return _ffn_parameters(registry, spelling, site, units * HIDDEN_MULTIPLE)
+        hidden = units * HIDDEN_MULTIPLE
+        return _ffn_size(registry, spelling, replace(site, hidden=hidden), match)
 
     if size(2) <= size(1):
-        raise Unsupported(f"ffn {spelling}: parameters do not grow with the hidden width")
+        words = {"params": "parameters", "flops": "FLOPs"}[match]
+        raise Unsupported(f"ffn {spelling}: {words} do not grow with the hidden width")
     low, high = 1, 2
     while size(high) < target:
         low, high = high, 2 * high
@@ -88,6 +96,12 @@ def _closest_hidden(registry: Registry, spelling: str, site: Site, target: int) 
     return HIDDEN_MULTIPLE * min(low, high, key=lambda units: abs(size(units) - target))
 
 
-def _ffn_parameters(registry: Registry, spelling: str, site: Site, hidden: int) -> int:
+def _ffn_size(registry: Registry, spelling: str, site: Site, match: Match) -> int:
+    """Return an FFN's parameters, or its FLOPs for as many tokens as stand at the site."""
     with torch.device("meta"):
-        return count_parameters(registry.build("ffn", spelling, replace(site, hidden=hidden)))
+        ffn = registry.build("ffn", spelling, site)
+        if match == "params":
+            return count_parameters(ffn)
+        with FlopCounterMode(display=False) as counter:
+            ffn(torch.empty(1, site.tokens, site.dim))
+    return int(counter.get_total_flops())

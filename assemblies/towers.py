@@ -94,7 +94,8 @@ def _layer(config: TowerConfig, site: Site, builder: Builder, dropout: float) ->
         return builder.block("attention", config.attention, replace(place, causal=False))
 
     def ffn(place: Site) -> nn.Module:
-        return builder.ffn(config.ffn, replace(place, context_dim=None), config.ffn_ratio)
+        here = replace(place, context_dim=None)
+        return builder.ffn(config.ffn, here, config.ffn_ratio, config.ffn_match)
 
     crossing = config if isinstance(config, MultimodalConfig) else None
     context_norm = None

@@ -23,7 +23,7 @@ from packings import (
 
 from ablate.data import open_pairs
 from ablate.data.__main__ import main
-from ablate.run import parse_settings
+from ablate.options import parse_settings
 from ablate.run import parser as run_parser
 
 DOCUMENT = Path(__file__).parents[2] / "docs/data.md"

@@ -18,6 +18,7 @@ from ablate.forecast import ESTIMATED, Forecast
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.measure import Conditions
+from ablate.options import parser, settings_of
 from ablate.outlook import Outlook, expected_deviation, make_outlook, smallest_effects
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
@@ -148,6 +149,32 @@ def test_deviations_come_from_a_number_or_a_study(shapes: str, tmp_path: Path) -
     seen = outlook(plan, work=work_left(plan, ledger))
     assert count_done(plan, seen) == (6, 0)
     assert "in the ledger: 6 of 6 trials" in describe(plan, seen)
+
+
+def test_a_plan_tells_in_what_ffns_match_and_what_is_left_of_the_difference(shapes: str) -> None:
+    def matched(**settings: str) -> Plan:
+        given = {**SETTINGS, "data": shapes, **settings}
+        return make_plan("paper", "nano", 1, given, REGISTRY, ())
+
+    plan = matched()
+    assert "FFNs are matched in parameters with a plain MLP" in describe(plan)
+    assert abs(plan.beyond_reference("grr")[0]) < 2
+    wide = matched(**{"*.ffn_match": "width"})
+    more, flops = wide.beyond_reference("grr")
+    assert "matched in inner width" in describe(wide)
+    assert f"{more:+.2f}%" in describe(wide)
+    assert f"{flops:+.2f}%" in describe(wide)
+    assert min(more, flops) > 3  # GEGLU has three matrices
+    mixed = matched(**{"text.ffn_match": "flops"})
+    assert mixed.matching == "parameters (image), FLOPs (text), parameters (multimodal)"
+
+
+def test_match_sets_a_field_of_every_tower() -> None:
+    options = parser().parse_args(["--match", "flops", "--set", "lr=0.1"])
+    assert settings_of(options) == {"lr": 0.1, "*.ffn_match": "flops"}
+    options = parser().parse_args(["--match", "flops", "--set", "*.ffn_match=width"])
+    with pytest.raises(UsageError, match="given twice"):
+        settings_of(options)
 
 
 def test_stages_that_are_done_are_told(shapes: str) -> None:

@@ -151,7 +151,7 @@ def test_the_papers_table_has_the_finetunings_and_their_mean(shapes: str, tmp_pa
     assert table.rows[4][1:4] == ("+13.66", "+5.18", "+5.55")
     mean = found.of("baseline -> grr", "finetune/coca")
     assert table.rows[3][3].startswith(f"{mean.estimate:+.2f} ")
-    assert "; after fine-tuning by" in document.opening[0]
+    assert "; after fine-tuning it changes by" in document.opening[0]
     assert {"effects-finetuned.png", "effects-finetuned.svg"} <= {path.name for path in paths}
 
 

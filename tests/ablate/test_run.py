@@ -18,9 +18,10 @@ from studies import finish, planned
 
 from ablate.launch import Launch, outdated, refuse_other_study, tell_where
 from ablate.ledger import Ledger
+from ablate.options import parse_settings
 from ablate.plan import Plan, write_plan
 from ablate.planner import make_plan
-from ablate.run import main, make_console, parse_settings
+from ablate.run import main, make_console
 from blocks import UsageError, default_registry
 
 DYT = str(Path(__file__).parents[2] / "plugins" / "dyt" / "dyt.py")

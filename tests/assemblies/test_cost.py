@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from samples import small
+from torch.utils.flop_counter import FlopCounterMode
 
 from assemblies import (
     SIZES,
@@ -14,7 +17,7 @@ from assemblies import (
     with_field,
 )
 from assemblies.construct import count_parameters, matched_hidden
-from blocks import Site, default_registry
+from blocks import Site, UsageError, default_registry
 
 REGISTRY = default_registry()
 PRESETS = ("original", "baseline", "grr")
@@ -35,6 +38,33 @@ def test_ffn_widths_match_parameters(ffn: str, dim: int) -> None:
                key=lambda n: abs(n - target))  # fmt: skip
     assert parameters(ffn, hidden) == best
     assert hidden % 8 == 0
+
+
+@pytest.mark.parametrize("ffn", REGISTRY.names("ffn"))
+def test_ffn_widths_match_flops_or_the_width_itself(ffn: str) -> None:
+    site = Site(dim=64, grid=(4, 4))
+
+    def flops(name: str, hidden: int) -> int:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            REGISTRY.build("ffn", name, replace(site, hidden=hidden))(torch.empty(1, 16, 64))
+        return int(counter.get_total_flops())
+
+    hidden, target = matched_hidden(REGISTRY, ffn, site, 4.0, "flops"), flops("mlp", 256)
+    gaps = [abs(flops(ffn, h) - target) for h in (hidden - 8, hidden, hidden + 8)]
+    assert gaps[1] == min(gaps)
+    assert matched_hidden(REGISTRY, ffn, site, 4.0, "width") == 256
+
+
+def test_a_tower_says_in_what_its_ffns_match() -> None:
+    grr = preset("grr", "nano")
+    counts = {
+        match: cost(with_field(grr, "*.ffn_match", match), batch=2, tokens=8, registry=REGISTRY)
+        for match in ("params", "flops", "width")
+    }
+    assert counts["width"].parameters > 1.15 * counts["params"].parameters
+    assert counts["width"].step_flops > 1.1 * counts["flops"].step_flops
+    with pytest.raises(UsageError, match=r"no text\.ffn_match named 'flop'; did you mean 'flops'"):
+        with_field(grr, "text.ffn_match", "flop")
 
 
 @pytest.mark.parametrize("size", SIZES)
