@@ -82,6 +82,8 @@ def load(*, loopback: bool) -> None:
     import ray.tune  # noqa: F401
 
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Results are in the ledger; Tune, which finds none of its own, would say so of every trial.
+    logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)
     _log_lost_nodes()
 
 
