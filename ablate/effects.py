@@ -26,6 +26,7 @@ from ablate.statistics import (
     sign_flip_p,
     t_interval,
     t_test_p,
+    varies,
 )
 
 FEWEST_SEEDS = 3  # a verdict needs so many
@@ -91,11 +92,11 @@ def improvements(contrast: Contrast, losses: Losses) -> dict[int, float]:
 def complete_seeds(cells: Collection[str], losses: Losses) -> list[int]:
     """Return the seeds of which all of some cells have a usable loss: finite and above 0."""
     seen = {seed for cell, seed in losses if cell in cells}
-    return sorted(s for s in seen if all(_usable(losses, cell, s) for cell in cells))
+    return sorted(s for s in seen if all(is_usable(losses.get((c, s), math.nan)) for c in cells))
 
 
-def _usable(losses: Losses, cell: str, seed: int) -> bool:
-    loss = losses.get((cell, seed), math.nan)
+def is_usable(loss: float) -> bool:
+    """Return whether a loss can be compared with another one: it is finite and above 0."""
     return math.isfinite(loss) and loss > 0
 
 
@@ -104,7 +105,8 @@ def missing(contrast: Contrast, losses: Losses) -> dict[int, str]:
     seen = {seed for cell, seed in losses if cell in contrast.cells}
     found = {}
     for seed in sorted(seen - set(complete_seeds(contrast.cells, losses))):
-        lost = sorted(cell for cell in contrast.cells if not _usable(losses, cell, seed))
+        every = sorted(contrast.cells)
+        lost = [cell for cell in every if not is_usable(losses.get((cell, seed), math.nan))]
         found[seed] = f"no usable loss of {', '.join(lost)}"
     return found
 
@@ -154,7 +156,12 @@ def up_to_look(seeds: list[int], rule: Rule) -> list[int]:
 
 
 def p_value(values: Values, rule: Rule) -> float:
-    """Return the paired t test's p of improvements by seed; in a race, that over all looks."""
+    """Return the paired t test's p of improvements by seed; in a race, that over all looks.
+
+    It is 1 where improvements do not vary: seeds without an effect, or copies, prove nothing.
+    """
+    if not varies(values):
+        return 1.0
     return sequential_p(values, rule.looks, t_test_p) if rule.looks else t_test_p(values)
 
 
@@ -169,6 +176,8 @@ def confidence(rule: Rule, seeds: int) -> float:
 
 
 def _equivalence(values: Values, rule: Rule) -> float:
+    if not varies(values):
+        return 1.0
     test = partial(equivalence_p, margin=rule.smallest_effect)
     if not rule.looks:
         return test(values)

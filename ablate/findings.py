@@ -5,22 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from ablate.effects import Effect, Losses, Rule, confidence, effects, missing, up_to_look
-from ablate.examples import read_examples
+from ablate.doubts import doubts, failed_seeds, lost_pairs
+from ablate.effects import Effect, Losses, Rule, effects
+from ablate.example_effects import ExampleEffect, example_effects
 from ablate.factorial import Attribution, attribute
-from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.plan import Plan
 from ablate.proof import prove_results
 from ablate.race import Race, hold_race
-from ablate.statistics import Values, clustered_interval
-from ablate.trial import Trial
 
 # The metrics of arXiv 2507.18009, all losses: lower is better. The last one decides.
 METRICS = {"contrastive": "contrastive loss", "perplexity": "perplexity", "coca": "CoCa loss"}
@@ -29,33 +24,12 @@ FINETUNED = "finetune/"  # before the name of a metric averaged over the fine-tu
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleEffect:
-    """A contrast's improvement in percent, with what held-out examples add to its uncertainty.
-
-    ``seed_error`` is the standard error over seeds, ``example_error`` that over examples, clustered
-    by caption (or by batch, for contrastive losses), ``error`` the two-way clustered one, and the
-    interval is made of that: it is for other seeds and other examples.
-    """
-
-    contrast: str
-    metric: str
-    seeds: int
-    examples: int
-    clusters: int
-    estimate: float
-    seed_error: float
-    example_error: float
-    error: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Findings:
     """What a study has found; ``noise`` are the A/A contrast's effects, ``attributions`` by metric.
 
-    ``race`` is what the looks decided, where cells were dropped on the way; ``problems`` names, in
-    words, every pair of trials that a contrast could not use, and why.
+    ``problems`` names, in words, every pair of trials that a contrast could not use, and why;
+    ``failed`` are the seeds with which cells failed. ``race`` is what the looks decided, where
+    cells were dropped on the way.
     """
 
     effects: list[Effect]
@@ -63,6 +37,7 @@ class Findings:
     attributions: dict[str, Attribution]
     examples: list[ExampleEffect]
     problems: list[str]
+    failed: dict[str, list[int]] = field(default_factory=dict)
     race: Race | None = None
 
     def of(self, contrast: str, metric: str = DECISIVE) -> Effect | None:
@@ -82,13 +57,19 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
         found += effects(plan.contrasts, metric, *sets, rule=rule)
         if plan.noise:
             noise += effects([plan.noise], metric, *sets, rule=rule)
-    examples, unusable = _example_effects(plan, ledger, rule)
+    examples, unusable = example_effects(plan, ledger, rule)
     return Findings(
         effects=found,
         noise=noise,
         attributions=_attributions(plan, losses, rule),
         examples=examples,
-        problems=[*_lost_pairs(plan, losses, race), *unproven, *unusable],
+        problems=[
+            *lost_pairs(plan, losses, DECISIVE, race),
+            *doubts(plan, losses[DECISIVE], rule),
+            *unproven,
+            *unusable,
+        ],
+        failed=failed_seeds(plan, ledger, race),
         race=race,
     )
 
@@ -116,17 +97,22 @@ def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = Non
 
 
 def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
-    """Return test losses by metric, those of a fine-tuning with its name before it."""
-    results = [(t, found) for t in plan.trials if (found := ledger.metrics(t)) is not None]
-    return {
-        f"{stage.prefix}{metric}": {
-            (t.name, t.pair): found[name]
-            for t, found in results
-            if (name := f"{stage.prefix}test/{metric}") in found
-        }
-        for stage in plan.stages
-        for metric in METRICS
+    """Return test losses by metric, those of a fine-tuning with its name before it.
+
+    Of every finished stage, whatever became of the trial's later ones: to leave a pretraining out
+    because a fine-tuning failed would be to choose seeds by what came of them.
+    """
+    losses: dict[str, dict[tuple[str, int], float]] = {
+        f"{stage.prefix}{metric}": {} for stage in plan.stages for metric in METRICS
     }
+    for trial in plan.trials:
+        for stage in trial.stages:
+            found = (ledger.record(trial, stage) or {}).get("metrics", {})
+            for metric in METRICS:
+                if f"test/{metric}" in found:
+                    place = trial.name, trial.pair
+                    losses[f"{stage.prefix}{metric}"][place] = found[f"test/{metric}"]
+    return dict(losses)
 
 
 def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
@@ -145,106 +131,6 @@ def _attributions(plan: Plan, losses: dict[str, Losses], rule: Rule) -> dict[str
     cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
     made = {metric: attribute(cells, losses[metric], rule) for metric in METRICS}
     return {metric: found for metric, found in made.items() if found is not None}
-
-
-def _lost_pairs(plan: Plan, losses: dict[str, Losses], race: Race | None) -> list[str]:
-    """Return in words which pairs no contrast can use, each once."""
-    reasons: dict[str, None] = {}
-    wanted = {(t.name, t.pair) for t in plan.trials}
-    for metric, found in losses.items():
-        for cell, pair in sorted(wanted):
-            value = found.get((cell, pair))
-            if value is not None and not math.isfinite(value):
-                reasons[f"{cell}, seed {pair}: {metric} is {value}; the pair is left out"] = None
-    for contrast in plan.contrasts:
-        ours = losses[DECISIVE]
-        if race:  # a cell that was dropped is not missing where others went on
-            ours = {k: loss for k, loss in ours.items() if k[1] < race.reach(contrast.cells)}
-        for pair, why in missing(contrast, ours).items():
-            reasons[f"seed {pair} is not in {contrast.name}: {why}"] = None
-    return list(reasons)
-
-
-def _example_effects(
-    plan: Plan, ledger: Ledger, rule: Rule
-) -> tuple[list[ExampleEffect], list[str]]:
-    """Return the primary contrast's effects with errors over seeds and examples, and problems."""
-    effects: list[ExampleEffect] = []
-    problems: list[str] = []
-    for metric in ("contrastive", "caption") if plan.primary else ():
-        assert plan.primary is not None
-        gains, clusters, lost = _example_gains(plan, ledger, plan.primary, metric)
-        problems += lost
-        seeds = up_to_look(sorted(gains), rule)
-        if len(seeds) > 1:
-            values = np.stack([gains[seed] for seed in seeds])
-            effects.append(_example_effect(plan.primary, metric, values, clusters, rule))
-    return effects, problems
-
-
-def _example_effect(
-    contrast: Contrast, metric: str, values: Values, clusters: Values, rule: Rule
-) -> ExampleEffect:
-    found = clustered_interval(values, clusters, confidence(rule, len(values)))
-    return ExampleEffect(
-        contrast=contrast.name,
-        metric=metric,
-        seeds=len(values),
-        examples=values.shape[1],
-        clusters=len(set(clusters.tolist())),
-        estimate=found.estimate,
-        seed_error=found.seed_error,
-        example_error=found.example_error,
-        error=found.error,
-        low=found.low,
-        high=found.high,
-    )
-
-
-def _example_gains(
-    plan: Plan, ledger: Ledger, contrast: Contrast, metric: str
-) -> tuple[dict[int, Values], Values, list[str]]:
-    """Return improvements [n] by seed, over the contrast's pairs; clusters [n]; what is unusable.
-
-    Every trial has a loss of the same examples (contrastive losses: of full batches). A seed in
-    which one of them is not finite is left out whole: all seeds must be of the same examples.
-    """
-    found: dict[int, dict[str, Values]] = {}
-    clusters = np.array([])
-    for trials in zip(*map(plan.of_cell, sorted(contrast.cells)), strict=True):
-        read = [own for trial in trials if (own := _losses_of(trial, ledger, metric))]
-        if len(read) == len(trials):
-            found[trials[0].pair] = {t.name: own[0] for t, own in zip(trials, read, strict=True)}
-            clusters = read[0][1]
-    every = [losses for by_cell in found.values() for losses in by_cell.values()]
-    if len({len(losses) for losses in every}) > 1:
-        lost = f"losses by example ({metric}) are of other examples in some trials: not used"
-        return {}, clusters, [lost]
-    counted = np.any(np.isfinite(every), axis=0) if every else np.array([], dtype=bool)
-    gains: dict[int, Values] = {}
-    problems: list[str] = []
-    for seed, by_cell in found.items():
-        losses = {cell: own[counted] for cell, own in by_cell.items()}
-        if np.isfinite(list(losses.values())).all():
-            pairs = [(losses[a], losses[b]) for a, b in contrast.pairs]
-            gains[seed] = np.mean([100 * (a - b) / a.mean() for a, b in pairs], axis=0)
-        else:
-            problems.append(
-                f"seed {seed} of {contrast.name} has a {metric} loss by example that is not "
-                "finite; the seed is left out of what other test examples add"
-            )
-    return gains, clusters[counted], problems
-
-
-def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Values, Values] | None:
-    """Return a finished trial's losses by example [n] and their clusters [n], if it has them."""
-    if ledger.record(trial, trial.stages[0]) is None:
-        return None
-    found = read_examples(ledger.folder(trial)) or {}
-    if metric not in found:
-        return None
-    clusters = found["batch" if metric == "contrastive" else "group"]
-    return found[metric].double().numpy(), clusters.numpy()
 
 
 def effects_csv(found: Sequence[Effect]) -> str:

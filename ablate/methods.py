@@ -19,6 +19,9 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     """Return what is missing, failed or left out, by name; nothing is averaged away."""
     items = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
     items += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
+    items += [f"Contrast {name} is left out: it {why}." for name, why in plan.dropped.items()]
+    if plan.factorial and not found.attributions:
+        items.append("No swap's share of the gain: no seed has a result of every cell that takes.")
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
     for trial in needed(plan, found.race):
         if ledger.result(trial) is None and ledger.stopped(trial) is None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Sequence
 
-from ablate.effects import Effect, Rule, verdict_is_clear
+from ablate.effects import FEWEST_SEEDS, Effect, Rule, verdict_is_clear
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.plan import Plan
 from ablate.sections import adding_up, percent
 from ablate.sequential import level
-from ablate.statistics import ALPHA, detectable_effect
+from ablate.statistics import ALPHA, ROUNDING, detectable_effect, deviation_interval
 
 MOST_NAMED = 4  # of clear effects in a sentence
-NOT_YET = "No contrast is complete yet."
 
 
 def opening(plan: Plan, found: Findings) -> list[str]:
-    """Return three sentences in plain words; one where the study has no say."""
+    """Return three sentences in plain words; fewer where the study has not so much to say."""
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
-        return [NOT_YET]
+        return [s for s in (_no_primary(plan, found), _which(plan, found)) if s]
     if plan.exploratory:
         return [_what(plan, found, main)]
     return [
@@ -30,6 +29,16 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     ]
 
 
+def _no_primary(plan: Plan, found: Findings) -> str:
+    """Return why there is nothing to say of the primary contrast."""
+    if plan.primary is None:
+        return "No contrast was declared as what the study is about."
+    lost = [cell for cell in plan.primary.cells if len(found.failed.get(cell, [])) == plan.seeds]
+    if lost:
+        return f"{plan.primary.name} cannot be told: {' and '.join(sorted(lost))} failed each time."
+    return f"{plan.primary.name} is complete with no seed yet."
+
+
 def stamp(plan: Plan, found: Findings) -> str:
     """Return a warning that stands above everything else, or nothing."""
     warnings = []
@@ -37,6 +46,13 @@ def stamp(plan: Plan, found: Findings) -> str:
         warnings.append(
             "EXPLORATORY: trials were stopped early by ASHA, so cells were trained for different "
             "lengths; there are no verdicts here"
+        )
+    failed = {c: n for c, n in found.failed.items() if plan.primary and c in plan.primary.cells}
+    if failed and plan.primary:
+        words = "; ".join(f"{c} with {_seeds_named(seeds)}" for c, seeds in failed.items())
+        warnings.append(
+            f"FAILED: {words}; what is said of {plan.primary.name} is of the seeds that are left, "
+            "too kind to a swap that makes training fail"
         )
     if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
         warnings.append(
@@ -51,12 +67,12 @@ def _what(plan: Plan, found: Findings, main: Effect) -> str:
     tuned = found.of(main.contrast, FINETUNED + DECISIVE)
     count = len(plan.stages) - 1
     when = f"as the mean of {count} fine-tunings" if count > 1 else "after fine-tuning"
-    later = f"; {when} it changes by {percent(tuned)} ({tuned.verdict})" if tuned else ""
-    verb = {"improved": "improves", "worse": "worsens"}.get(main.verdict, "changes")
-    return (
-        f"{main.contrast} {verb} the CoCa loss by {percent(main)} over "
-        f"{seeds_words(main.seeds)}: {_meaning(main, plan.smallest_effect)}{later}."
-    )
+    later = f"; {when} it is {percent(tuned)} ({tuned.verdict})" if tuned else ""
+    start = f"{main.contrast}: the improvement in CoCa loss is"
+    if main.verdict == "improved":
+        start = f"{main.contrast} improves the CoCa loss by"
+    meaning = _meaning(main, plan.smallest_effect)
+    return f"{start} {percent(main)} over {seeds_words(main.seeds)}, {meaning}{later}."
 
 
 def _meaning(effect: Effect, smallest: float) -> str:
@@ -64,42 +80,40 @@ def _meaning(effect: Effect, smallest: float) -> str:
     return {
         "improved": f"a clear improvement (p = {effect.p_adjusted:.2g})"
         + (f", though below the {smallest:g}% declared to be of interest" if small else ""),
-        "worse": f"clearly worse (p = {effect.p_adjusted:.2g})",
-        "equivalent": f"equivalent, that is, within {smallest:g}%, the smallest effect of interest",
+        "worse": f"that is, the loss is clearly worse (p = {effect.p_adjusted:.2g})",
+        "equivalent": f"equivalent: within {smallest:g}%, the smallest effect of interest",
         "inconclusive": _why_inconclusive(effect),
-    }.get(effect.verdict, f"{effect.verdict}, nothing can be said of it")
+    }.get(effect.verdict, f"{effect.verdict}: nothing can be said of it")
 
 
 def _why_inconclusive(effect: Effect) -> str:
     if effect.p > ALPHA:
-        return "inconclusive, these seeds cannot tell it from no effect"
+        return "inconclusive: these seeds cannot tell it from no effect"
     return (
-        f"inconclusive, for p = {effect.p:.2g} would do if it were the only contrast, but among "
-        f"all of them it is {effect.p_adjusted:.2g}"
+        f"inconclusive: p = {effect.p:.2g} would do if it were the only contrast, but among all of "
+        f"them it is {effect.p_adjusted:.2g}"
     )
 
 
 def _which(plan: Plan, found: Findings) -> str:
-    """Return which swap did it: by main effect and Shapley value, or the best single contrast."""
-    swaps = {c.name for c in plan.contrasts if len(c.fields) == 1 and not c.primary}
-    main_effects = {name for name in swaps if "main effect" in name}
-    measured = [e for e in found.effects if e.metric == DECISIVE and e.seeds]
-    singles = [e for e in measured if e.contrast in (main_effects or swaps)]
-    if not singles:
+    """Return which swaps are clear, averaged over the others or single, and whether they add up."""
+    swaps = {c.name: c for c in plan.contrasts if len(c.fields) == 1 and not c.primary}
+    singles = [e for e in found.effects if e.metric == DECISIVE and e.seeds and e.contrast in swaps]
+    if plan.exploratory or not singles:
         return ""
     clear = sorted((e for e in singles if verdict_is_clear(e.verdict)), key=lambda e: -e.estimate)
-    best = max(singles, key=lambda e: e.estimate)
+    averaged = [e for e in singles if len(swaps[e.contrast].pairs) > 1]
+    best = max(averaged or singles, key=lambda e: e.estimate)
+    other = "other " * (plan.primary is not None and len(plan.primary.fields) == 1)
     if len(clear) > MOST_NAMED:
         start = _in_sum(clear)
     elif clear:
         words = ", ".join(f"{e.contrast} {percent(e)} ({e.verdict})" for e in clear)
-        start = f"Of the single swaps these are clear: {words}"
-    elif best.estimate > 0:
-        start = f"No single swap is clear, the largest is {best.contrast} with {percent(best)}"
+        start = f"Of the {other}single swaps these are clear: {words}"
     else:
-        start = f"No single swap improves, the best is {best.contrast} with {percent(best)}"
+        start = f"No {other}single swap is clear, the best is {best.contrast} with {percent(best)}"
     whole = found.attributions.get(DECISIVE)
-    return f"{start}; {adding_up(whole)}." if whole else f"{start}."
+    return f"{start}; {adding_up(whole, plan.smallest_effect)}." if whole else f"{start}."
 
 
 def _where(found: Findings, main: Effect) -> str:
@@ -107,8 +121,8 @@ def _where(found: Findings, main: Effect) -> str:
     parts = [e for m in METRICS if m != DECISIVE and (e := found.of(main.contrast, m))]
     if not parts:
         return "No other loss was measured."
-    words = [f"the {METRICS[e.metric]} changes by {percent(e)} ({e.verdict})" for e in parts]
-    return f"Of its parts, {' and '.join(words)}."
+    words = [f"{percent(e)} in {METRICS[e.metric]} ({e.verdict})" for e in parts]
+    return f"Of what it is made of, the improvement is {' and '.join(words)}."
 
 
 def _in_sum(clear: Sequence[Effect]) -> str:
@@ -122,24 +136,42 @@ def _in_sum(clear: Sequence[Effect]) -> str:
 
 
 def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
-    if not math.isfinite(main.deviation):
-        return "One seed shows no uncertainty: give --seeds 3 or more before believing anything."
-    share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
     count = len(main.seeds)
-    alpha = level(plan.looks, count, ALPHA * share) if plan.looks else ALPHA * share
-    smallest = detectable_effect(count, main.deviation, alpha)
+    if count < FEWEST_SEEDS:
+        return f"How sure: not at all, {seeds_words(main.seeds)} allow no verdict (give 6 or more)."
+    if not main.deviation > ROUNDING:
+        return "How sure: not at all, every seed shows the same (see what is doubtful below)."
+    share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
+    smallest = _detectable(plan, count, main.deviation, share)
+    low, high = (smallest * x / main.deviation for x in deviation_interval(main.deviation, count))
+    spreads = [
+        e.deviation
+        for e in found.effects
+        if e.metric == DECISIVE and e.contrast != main.contrast and len(e.seeds) > 1
+    ]
+    others = ""
+    if spreads:
+        usual = _detectable(plan, count, statistics.median(spreads), (1 - share) / len(spreads))
+        others = f", in a usual other contrast one of {usual:.2g}%"
     noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
-    floor = (
-        f", and the reference trained again under other seeds differs from itself by "
-        f"{percent(noise[0])}"
-        if noise
-        else ""
-    )
+    again = "the reference trained again under other seeds differs from itself by"
+    floor = f"; {again} {percent(noise[0])}" if noise else ""
     return (
-        f"How sure: improvements vary by {main.deviation:.2f}% from seed to seed, so "
-        f"{seeds_words(main.seeds)} find an effect of {smallest:.2g}% four times out of five and "
-        f"smaller ones less often{floor}."
+        f"How sure: improvements of this contrast vary by {main.deviation:.2f}% from seed to seed, "
+        f"so {count} seeds find an effect of {smallest:.2g}% four times out of five (somewhere "
+        f"from {low:.2g} to {high:.2g}%, for {count} seeds do not tell the variation well)"
+        f"{others}{floor}."
     )
+
+
+def _detectable(plan: Plan, seeds: int, deviation: float, share: float) -> float:
+    """Return the effect found with 80% power at a share of alpha, at the looks of a race."""
+    alpha = level(plan.looks, seeds, ALPHA * share) if plan.looks else ALPHA * share
+    return detectable_effect(seeds, deviation, alpha)
+
+
+def _seeds_named(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
 def seeds_words(seeds: Sequence[int]) -> str:

@@ -117,13 +117,15 @@ def hold_race(
 def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) -> list[Decision]:
     """Return the family's contrasts that are decided by so many seeds or are not worth more."""
     found = effects(family, metric, losses, rule=rule)
+    # Without a primary contrast a family is of the A/A one, which nobody hopes to see improved.
+    for_any = rule.aim == VERDICTS or not any(contrast.primary for contrast in family)
     decisions = []
     for contrast, effect in zip(family, found, strict=True):
         if len(effect.seeds) < seeds:
             continue
         values = np.array(list(improvements(contrast, losses).values()))
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
-        chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
+        chance = ahead.any if for_any or contrast.primary else ahead.improved
         decided = verdict_is_decided(effect.verdict, contrast)
         if decided or chance < (FUTILE_PRIMARY if contrast.primary else FUTILE):
             why = effect.verdict if decided else FUTILE_WORD

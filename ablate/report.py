@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ablate.cells import cells_section
 from ablate.compare import compare_studies
 from ablate.document import Document, Section
 from ablate.exploratory import exploratory_section
@@ -31,7 +32,6 @@ from ablate.search_methods import search_section
 from ablate.sections import (
     attribution_section,
     captions_section,
-    cells_section,
     effects_section,
     examples_section,
     paper_section,
@@ -53,8 +53,8 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
         *paper_section(plan, found),
         effects_section(plan, found),
         *race_section(plan, ledger, found),
-        *attribution_section(found),
-        cells_section(plan, ledger),
+        *attribution_section(plan, found),
+        cells_section(plan, ledger, found),
         *captions_section(plan),
         *examples_section(found),
         *problems_section(plan, ledger, found),

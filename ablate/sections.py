@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from ablate.document import Picture, Section, Table
 from ablate.effects import EXPLORATORY, Effect
 from ablate.factorial import Attribution, Part
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.grids import PAPER
-from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.trial import Stage, Trial
+from ablate.race import FUTILE_WORD
+from ablate.statistics import ALPHA
+from ablate.trial import Stage
 
 # What arXiv 2507.18009 claims for baseline -> grr, in percent: pretraining, mean of fine-tunings.
 PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
 PAPER_FINETUNED = {"contrastive": 13.66, "perplexity": 5.18, "coca": 5.55}
-RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
 FOREST = (
     "every contrast's improvement with its 95% interval. A filled point is a clear effect, a "
     "square is equivalent, a hollow point is not clear; arrows go on beyond the picture."
 )
-SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
 
 
 def paper_section(plan: Plan, found: Findings) -> list[Section]:
@@ -50,7 +48,9 @@ def paper_section(plan: Plan, found: Findings) -> list[Section]:
         header=("stage", *(f"{t} %" for t in METRICS.values()), "verdict (CoCa loss)"),
         rows=rows,
         note="Improvement in percent on the test split, by stage. The paper's data sets, sizes "
-        "and training are others; claims stand here to be seen beside, not to be met.",
+        "and training are others; claims stand here to be seen beside, not to be met."
+        + " The mean of fine-tunings is for other seeds, not for other data sets."
+        * bool(later),
         emphasised=frozenset(i for i, row in enumerate(rows) if row[0].startswith("measured")),
     )
     return [Section(title="The paper's contrast", tables=[table])]
@@ -88,6 +88,7 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
     every = [*found.effects, *found.noise]
     by_name = {(e.contrast, e.metric): e for e in every}
     contrasts = [*plan.contrasts, *([plan.noise] if plan.noise else [])]
+    decided = {} if prefix else _decided_earlier(found)
     rows = []
     for contrast in contrasts:
         own = [by_name[contrast.name, prefix + metric] for metric in METRICS]
@@ -96,7 +97,7 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
         numbers = (f"{own[-1].correlation:+.2f}" if paired else "-",)
         rows.append(
             (contrast.name + suffix, *map(shown, own), *numbers, str(len(own[-1].seeds)),
-             verdict_words(own[-1]))
+             verdict_words(own[-1]) + decided.get(contrast.name, ""))
         )  # fmt: skip
     return Table(
         title=title,
@@ -107,42 +108,33 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
     )  # fmt: skip
 
 
-def attribution_section(found: Findings) -> list[Section]:
+def _decided_earlier(found: Findings) -> dict[str, str]:
+    """Return, by contrast, at which look of a race a verdict was reached that it keeps."""
+    now = {e.contrast: len(e.seeds) for e in found.effects if e.metric == DECISIVE}
+    return {
+        d.effect.contrast: f", decided at {look.seeds} seeds"
+        for look in (found.race.looks if found.race else ())
+        for d in look.decisions
+        if d.why != FUTILE_WORD and look.seeds < now.get(d.effect.contrast, 0)
+    }
+
+
+def attribution_section(plan: Plan, found: Findings) -> list[Section]:
     """Return what each swap of a factorial contributes, and whether the swaps add up."""
-    exploratory = any(effect.verdict == EXPLORATORY for effect in found.effects)
-    if exploratory or not (whole := found.attributions.get(DECISIVE)):
+    if plan.exploratory or not (whole := found.attributions.get(DECISIVE)):
         return []
-    metrics, words = [m for m in METRICS if m in found.attributions], adding_up(whole)
-
-    def table(title: str, parts: Sequence[Part], pick: str, note: str) -> Table:
-        columns = [[part_shown(p) for p in getattr(found.attributions[m], pick)] for m in metrics]
-        names = [part.name for part in parts]
-        rows = [(n, *(c[i] for c in columns)) for i, n in enumerate(names)]
-        return Table(
-            title=title, header=("", *(f"{METRICS[m]} %" for m in metrics)), rows=rows, note=note
-        )
-
+    words = adding_up(whole, plan.smallest_effect)
+    seeds = f"{len(whole.seeds)} seed{'s' * (len(whole.seeds) != 1)}"
     return [
         Section(
             title="What each swap contributes",
-            paragraphs=[f"{words[0].upper()}{words[1:]}."],
-            tables=[
-                table(
-                    "Shapley values",
-                    whole.shapley,
-                    "shapley",
-                    "The gain of all swaps together, divided among them: each one's average gain "
-                    "over all orders of adding them. They sum to the gain exactly, seed by seed.",
-                ),
-                table(
-                    "Main effects and interactions",
-                    whole.terms,
-                    "terms",
-                    "With seed as block, in percent of the baseline's loss. A positive interaction "
-                    "says that the swaps help each other. p is Holm-adjusted, main effects and "
-                    "interactions each among themselves.",
-                ),
+            paragraphs=[
+                f"{words[0].upper()}{words[1:]}. Over the {seeds} with which all "
+                f"{len(plan.factorial)} cells have a result; all swaps together gain "
+                f"{part_shown(whole.gain)} there. Intervals here are not adjusted for their "
+                "number: verdicts go by the table of effects."
             ],
+            tables=[_shapley_table(found), _terms_table(found)],
             pictures=[
                 Picture(stem="shapley", caption="Each swap's share of the gain"),
                 Picture(
@@ -156,95 +148,54 @@ def attribution_section(found: Findings) -> list[Section]:
     ]
 
 
-def adding_up(found: Attribution) -> str:
-    """Return in words, without a period, whether the swaps' effects add up."""
+def _shapley_table(found: Findings) -> Table:
+    return _parts_table(
+        "Shapley values",
+        {metric: whole.shapley for metric, whole in found.attributions.items()},
+        "The gain of all swaps together, divided among them: each one's average gain over all "
+        "orders of adding them. They sum to the gain exactly, seed by seed.",
+    )
+
+
+def _terms_table(found: Findings) -> Table:
+    return _parts_table(
+        "Main effects and interactions",
+        {metric: whole.terms for metric, whole in found.attributions.items()},
+        "With seed as block, in percent of the baseline's loss. A positive interaction says that "
+        "the swaps help each other. p is Holm-adjusted, main effects and interactions each among "
+        "themselves.",
+        tested=True,
+    )
+
+
+def _parts_table(
+    title: str, parts: Mapping[str, Sequence[Part]], note: str, *, tested: bool = False
+) -> Table:
+    names = [part.name for part in next(iter(parts.values()))]
+    rows = [
+        (name, *(part_shown(own[i], tested=tested) for own in parts.values()))
+        for i, name in enumerate(names)
+    ]
+    return Table(
+        title=title, header=("", *(f"{METRICS[m]} %" for m in parts)), rows=rows, note=note
+    )
+
+
+def adding_up(found: Attribution, smallest: float) -> str:
+    """Return in words, without a period, whether the swaps' effects add up.
+
+    They do not where an interaction is clear, and they do where none is and the gap between the
+    gain and the sum of the single swaps' is surely below the smallest effect of interest.
+    """
+    clear = [part for part in found.terms if " x " in part.name and part.p <= ALPHA]
+    if clear:
+        named = ", ".join(f"{part.name} {part_shown(part, tested=True)}" for part in clear)
+        return f"the swaps do not simply add up: {named}"
     gap = found.additive_gap
     words = f"{gap.estimate:+.2f}%{_interval(gap.low, gap.high)}"
-    if not math.isfinite(gap.low):
-        return f"all swaps together gain {words} beyond the sum of the single ones"
-    if gap.low <= 0 <= gap.high:
-        return f"the swaps add up as far as can be told: together {words} beyond their sum"
-    kind = "help" if gap.estimate > 0 else "hinder"
-    return f"the swaps {kind} each other: together they gain {words} beyond the sum of the single"
-
-
-def cells_section(plan: Plan, ledger: Ledger) -> Section:
-    """Return what the cells reach in every stage."""
-    return Section(
-        title="Cells",
-        paragraphs=[
-            f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
-            "nothing' is the contrastive loss of a coin and the perplexity of the training "
-            "captions' token frequencies. CIDEr is of greedy captions."
-        ],
-        tables=[
-            *(_cell_table(plan, ledger, stage) for stage in plan.stages),
-            _cost_table(plan, ledger),
-        ],
-        pictures=[
-            Picture(
-                stem="curves",
-                caption="How cells learn: means over seeds, with bands from the lowest seed to the "
-                "highest for the primary contrast. Below, each seed is compared with the "
-                "reference's of the same seed at the same step.",
-            ),
-            Picture(
-                stem="cost",
-                caption="Cost against quality: mean and 95% interval over seeds, cells numbered "
-                "from the best one on. Points of equal cost are moved aside.",
-            ),
-        ],
-    )
-
-
-def _cell_table(plan: Plan, ledger: Ledger, stage: Stage) -> Table:
-    known = plan.references[stage.name]
-    chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
-    rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 3))]
-    names = [f"test/{k}" for k in (*METRICS, *RECALLS, "cider")] + ["last/coca"]
-    for name in plan.costs:
-        trials = plan.of_cell(name)
-        done = _done(trials, ledger)
-        found = [[m[stage.prefix + n] for m in done if stage.prefix + n in m] for n in names]
-        values = [mean_and_deviation(column) for column in found]
-        rows.append((name, *values, f"{len(done)}/{len(trials)}"))
-    return Table(
-        title=f"Cells: {stage.name}",
-        header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
-                "CoCa loss of the last weights", "seeds"),
-        rows=rows,
-        emphasised=_primary_rows(plan, rows),
-    )  # fmt: skip
-
-
-def _done(trials: Sequence[Trial], ledger: Ledger) -> list[dict[str, float]]:
-    return [metrics for metrics in (ledger.metrics(trial) for trial in trials) if metrics]
-
-
-def _primary_rows(plan: Plan, rows: Sequence[tuple[str, ...]]) -> frozenset[int]:
-    cells = plan.primary.cells if plan.primary else ()
-    return frozenset(i for i, row in enumerate(rows) if row[0] in cells)
-
-
-def _cost_table(plan: Plan, ledger: Ledger) -> Table:
-    """Return what cells cost, and what is left of their difference by the matching rule."""
-    rows = []
-    for name, price in plan.costs.items():
-        done, more = _done(plan.of_cell(name), ledger), plan.beyond_reference(name)
-        parameters, flops = (f"{percents:+.2f}%" for percents in more)
-        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
-        rows.append((name, f"{price.parameters:,}", parameters,
-                     f"{price.step_flops / 1e9:,.2f}", flops, seconds))  # fmt: skip
-    versus = f"vs {plan.reference}"
-    return Table(
-        title="What cells cost",
-        header=("cell", "parameters", versus, "GFLOP per step", versus, "train s"),
-        rows=rows,
-        note=f"FFNs are matched in {plan.matching} with a plain MLP, as closely as inner widths "
-        "in steps of 8 allow. A step is of pretraining, forward and backward; seconds are of all "
-        "stages.",
-        emphasised=_primary_rows(plan, rows),
-    )
+    within = -smallest <= gap.low and gap.high <= smallest
+    start = "the swaps add up" if within else "whether the swaps add up cannot be told"
+    return f"{start}: the gain of all less the sum of the single ones' is {words}"
 
 
 def examples_section(found: Findings) -> list[Section]:
@@ -309,9 +260,9 @@ def percent(effect: Effect) -> str:
     return f"{effect.estimate:+.2f}%{_interval(effect.low, effect.high)}"
 
 
-def part_shown(part: Part) -> str:
-    """Return a part of an attribution as a table has it."""
-    p = f" p={part.p:.2g}" if math.isfinite(part.p) and math.isfinite(part.low) else ""
+def part_shown(part: Part, *, tested: bool = False) -> str:
+    """Return a part of an attribution as a table has it, with its p if it is ``tested``."""
+    p = f" p={part.p:.2g}" if tested and math.isfinite(part.low) else ""
     return f"{part.estimate:+.2f}{_interval(part.low, part.high)}{p}"
 
 
@@ -322,16 +273,3 @@ def _interval(low: float, high: float) -> str:
 def verdict_words(effect: Effect) -> str:
     """Return an effect's verdict, or a dash where no seed has it."""
     return effect.verdict if effect.seeds else "-"
-
-
-def mean_and_deviation(values: Iterable[float]) -> str:
-    """Return a column of numbers as mean and standard deviation, and how many are no numbers."""
-    every = list(values)
-    finite = [value for value in every if math.isfinite(value)]
-    lost = f" ({len(every) - len(finite)} not finite)" * (len(finite) < len(every))
-    if not finite:
-        return f"-{lost}"
-    mean = statistics.mean(finite)
-    digits = 1 if mean > 20 else 3
-    spread = f" ± {statistics.stdev(finite):.{digits}f}" if len(finite) > 1 else ""
-    return f"{mean:.{digits}f}{spread}{lost}"

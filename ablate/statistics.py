@@ -17,6 +17,7 @@ ALPHA = 0.05
 CONFIDENCE = 1 - ALPHA
 POWER = 0.8
 EXACT_PAIRS = 16  # 2^16 sign patterns are enumerated in a moment; beyond, the t test serves
+ROUNDING = 1e-9  # percent: two improvements that differ by less are the same
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -70,6 +71,39 @@ def sign_flip_p(values: Values) -> float:
         sums = np.concatenate((sums + value, sums - value))
     rounding = 1e-12 * float(np.abs(values).sum())
     return int((np.abs(sums) >= abs(sums[0]) - rounding).sum()) / len(sums)
+
+
+def varies(values: Values) -> bool:
+    """Return whether values in percent differ by more than rounding: else no test has a meaning."""
+    return bool(np.ptp(values) > ROUNDING) if len(values) > 1 else False
+
+
+def equal_variances_p(a: Values, b: Values) -> float:
+    """Return the two-sided p that two paired samples vary alike (Pitman 1939, Morgan 1939).
+
+    Their sums and differences are correlated if one varies more; 1 below four pairs.
+    """
+    if len(a) < 4 or not np.ptp(a) or not np.ptp(b) or not np.ptp(a - b) or not np.ptp(a + b):
+        return 1.0
+    return float(stats.pearsonr(a + b, a - b).pvalue)
+
+
+def deviation_interval(deviation: float, seeds: int) -> tuple[float, float]:
+    """Return the 95% interval of a standard deviation that so many normal values show."""
+    freedom = seeds - 1
+    quantiles = stats.chi2.isf([ALPHA / 2, 1 - ALPHA / 2], freedom)
+    low, high = deviation * np.sqrt(freedom / quantiles)
+    return float(low), float(high)
+
+
+def ratio_gains(reference: Values, candidate: Values) -> Values:
+    """Return improvements in percent by example that vary as the improvement of the means does.
+
+    Their mean is 100 (1 - mean(candidate) / mean(reference)); other examples change both means, so
+    each example counts by how it moves the ratio (the delta method of a ratio of means).
+    """
+    ratio = candidate.mean() / reference.mean()
+    return 100 * (1 - ratio + (ratio * reference - candidate) / reference.mean())
 
 
 def smallest_p(seeds: int) -> float:

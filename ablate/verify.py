@@ -168,7 +168,7 @@ def _other_metrics(stage: Stage, record: Mapping[str, Any], folder: Path) -> Ite
         yield "there are no losses by example that its test losses follow from"
         return
     for name, value in follows.items():
-        if not math.isclose(test.get(name, math.nan), value, rel_tol=tolerance):
+        if not _close(test.get(name, math.nan), value, tolerance):
             yield f"test/{name} is {test.get(name)}, by example {value:.6g}"
     weights = {
         "contrastive": stage.recipe.contrastive_weight, "caption": stage.recipe.caption_weight
@@ -177,8 +177,13 @@ def _other_metrics(stage: Stage, record: Mapping[str, Any], folder: Path) -> Ite
     if "caption" in test:
         made["perplexity"] = math.exp(min(test["caption"], 700.0))
     for name, value in made.items():
-        if not math.isclose(test.get(name, math.nan), value, rel_tol=RELATIVE):
+        if not _close(test.get(name, math.nan), value, RELATIVE):
             yield f"test/{name} is {test.get(name)}, by the other losses {value:.6g}"
+
+
+def _close(a: float, b: float, tolerance: float) -> bool:
+    """Return whether two metrics agree; one that is no number does, with another such."""
+    return math.isclose(a, b, rel_tol=tolerance) or (math.isnan(a) and math.isnan(b))
 
 
 def _other_lines(name: str, given: str, recomputed: str) -> list[str]:

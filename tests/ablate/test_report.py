@@ -117,7 +117,7 @@ def test_a_study_with_nothing_finished_has_a_readable_report(
     plan, ledger = planned(tmp_path / "empty", shapes, seeds=2)
     ledger.record_failure(plan.trials[0], "Traceback\nDivergedError: loss <nan> at step 3\n")
     assert main([str(tmp_path / "empty")]) == 0
-    assert capsys.readouterr().out.startswith("No contrast is complete yet.")
+    assert capsys.readouterr().out.startswith("WARNING FAILED: baseline with seed 0;")
     text = (tmp_path / "empty/report.md").read_text(encoding="utf-8")
     assert "No result for baseline seed 0: DivergedError: loss &lt;nan> at step 3" in text
     assert text.count("has not run yet") == len(plan.trials) - 1
@@ -151,7 +151,7 @@ def test_the_papers_table_has_the_finetunings_and_their_mean(shapes: str, tmp_pa
     assert table.rows[4][1:4] == ("+13.66", "+5.18", "+5.55")
     mean = found.of("baseline -> grr", "finetune/coca")
     assert table.rows[3][3].startswith(f"{mean.estimate:+.2f} ")
-    assert "; after fine-tuning it changes by" in document.opening[0]
+    assert "; after fine-tuning it is +4.39%" in document.opening[0]
     assert {"effects-finetuned.png", "effects-finetuned.svg"} <= {path.name for path in paths}
 
 

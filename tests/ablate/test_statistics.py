@@ -16,13 +16,18 @@ from ablate.statistics import (
     adjust_family,
     clustered_interval,
     detectable_effect,
+    deviation_interval,
+    equal_variances_p,
     equivalence_p,
     holm,
     power,
+    ratio_gains,
     sign_flip_p,
     smallest_p,
+    standard_error,
     t_interval,
     t_test_p,
+    varies,
 )
 
 # Hours of sleep that ten people gained with two drugs (Student 1908): R's data set `sleep`.
@@ -170,3 +175,35 @@ def test_clustered_errors_agree_with_statsmodels() -> None:
 def test_intervals_agree_with_scipy() -> None:
     expected = stats.ttest_1samp(NOISE[1], 0).confidence_interval(0.9)
     assert t_interval(NOISE[1], 0.9) == pytest.approx(tuple(expected))
+
+
+def test_gains_by_example_have_the_mean_and_the_error_of_a_ratio() -> None:
+    # Cochran, Sampling Techniques: a ratio R = y / x of means has the error of (y - R x) / x.
+    x, y = 4 + NOISE[0], 3 + 0.5 * NOISE[0] + 0.1 * NOISE[1]
+    found = ratio_gains(x, y)
+    ratio = y.mean() / x.mean()
+    assert found.mean() == pytest.approx(100 * (1 - ratio))
+    by_hand = 100 * np.std(y - ratio * x, ddof=1) / x.mean() / math.sqrt(len(x))
+    assert standard_error(found) == pytest.approx(by_hand)
+    assert ratio_gains(x, 0.9 * x) == pytest.approx(10)  # alike on each example: no error at all
+
+
+def test_the_interval_of_a_deviation_by_a_chi_square_table() -> None:
+    # chi2(0.975, 5) = 12.8325, chi2(0.025, 5) = 0.831212
+    low, high = deviation_interval(2.0, 6)
+    assert low == pytest.approx(2 * math.sqrt(5 / 12.832502), rel=1e-6)
+    assert high == pytest.approx(2 * math.sqrt(5 / 0.8312116), rel=1e-6)
+
+
+def test_paired_variances_are_compared_as_pitman_and_morgan_do() -> None:
+    a, b = NOISE[0][:10], NOISE[0][:10] + 3 * NOISE[1][:10]
+    ratio, r, n = np.var(b) / np.var(a), np.corrcoef(a, b)[0, 1], 10
+    t = (ratio - 1) * math.sqrt(n - 2) / math.sqrt(4 * ratio * (1 - r**2))  # Pitman's form
+    assert equal_variances_p(b, a) == pytest.approx(2 * stats.t.sf(abs(t), n - 2))
+    assert equal_variances_p(a[:3], b[:3]) == equal_variances_p(a, a) == 1.0
+
+
+def test_values_that_differ_by_rounding_do_not_vary() -> None:
+    assert varies(np.array([0.1, 0.2]))
+    assert not varies(np.array([0.1, 0.1 + 1e-12]))
+    assert not varies(np.array([0.1]))

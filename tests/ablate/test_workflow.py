@@ -253,7 +253,7 @@ def test_the_report_has_the_papers_table(
     by_metric = {e.metric: e for e in found.effects if e.contrast == "baseline -> grr"}
     mean = (by_metric["early/coca"].estimate + by_metric["late/coca"].estimate) / 2
     assert by_metric["finetune/coca"].estimate == pytest.approx(mean)
-    assert "as the mean of 2 fine-tunings by" in report.opening[0]
+    assert "as the mean of 2 fine-tunings it is -0.75%" in report.opening[0]
     assert status.main([str(tmp_path)]) == 0
     assert "4 of 4 trials done, 0 failed; no process is running it" in capsys.readouterr().out
     refuse_other_study(planned(shapes, others[:1]), ledger)  # a set less is the same study

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from studies import finish, planned, write_result
+
+from ablate.doubts import doubts, lost_pairs
+from ablate.effects import Rule
+from ablate.findings import DECISIVE, held_race, make_findings, stage_losses
+from ablate.planner import Declared
+from ablate.report import make_report
+
+
+def test_a_pretraining_counts_whatever_became_of_its_finetuning(
+    shapes: str, tmp_path: Path
+) -> None:
+    sources = ["embedded:icons"]
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=4, sources=sources)
+    lost = plan.of_cell("grr")[1]
+    finish(plan, ledger, but=[lost])
+    write_result(plan, ledger, lost, lost.stages[0], 0.3)
+    ledger.record_failure(lost, "DivergedError: loss nan at step 3 of icons")
+    found = make_findings(plan, ledger)
+    seeds = {e.metric: e.seeds for e in found.effects}
+    assert seeds["coca"] == (0, 1, 2, 3)
+    assert seeds["icons/coca"] == seeds["finetune/coca"] == (0, 2, 3)
+    assert found.problems == [
+        "seed 1 is not in baseline -> grr, finetune:icons: no usable loss of grr"
+    ]
+    assert found.failed == {"grr": [1]}
+    (cells,) = [s for s in make_report(plan, ledger, found).sections if s.title == "Cells"]
+    assert [[row[-1] for row in table.rows] for table in cells.tables[:2]] == [
+        ["-", "4/4", "4/4"],
+        ["-", "4/4", "3/4"],
+    ]
+
+
+def test_every_loss_that_cannot_be_used_is_named(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=4)
+    finish(plan, ledger)
+    first, second = plan.of_cell("grr")[:2]
+    write_result(plan, ledger, first, first.stages[0], 0.3, **{"test/contrastive": 0.0})
+    write_result(plan, ledger, second, second.stages[0], 0.3, **{"test/cider": math.nan})
+    found = make_findings(plan, ledger)
+    assert found.problems == ["grr, seed 0: contrastive is 0.0; the pair is left out"]
+    assert [len(e.seeds) for e in found.effects] == [3, 4, 4]
+    (cells,) = [s for s in make_report(plan, ledger, found).sections if s.title == "Cells"]
+    assert cells.tables[0].rows[2][7] == "0.100 ± 0.000 (1 not finite)"
+
+
+def test_a_cell_that_varies_more_than_its_reference_is_named(shapes: str, tmp_path: Path) -> None:
+    plan, _ = planned(tmp_path, shapes, grid="paper", seeds=8)
+    losses = {("baseline", seed): 12 + 0.1 * seed for seed in range(8)}
+    calm = {("grr", seed): 11.9 + 0.1 * seed + 0.02 * (-1) ** seed for seed in range(8)}
+    wild = {("grr", seed): 11 + 0.6 * (seed - 3) ** 2 % 5 for seed in range(8)}
+    assert doubts(plan, losses | calm, Rule()) == []
+    (words,) = doubts(plan, losses | wild, Rule())
+    assert words.startswith("losses of grr vary 6")
+    assert "times as much over seeds as those of baseline" in words
+    assert lost_pairs(plan, {DECISIVE: losses | wild}, DECISIVE, None) == []
+
+
+def test_pairs_that_no_look_of_a_race_uses_are_named(shapes: str, tmp_path: Path) -> None:
+    declared = Declared(looks=(3, 5, 8))
+    plan, ledger = planned(tmp_path, shapes, grid="paper", declared=declared)
+    lost = plan.of_cell("grr")[3]
+    finish(plan, ledger, but=[lost], noise=9.0)
+    ledger.record_failure(lost, "DivergedError: loss nan at step 3")
+    assert not held_race(plan, ledger).running
+    words = "seeds 6, 7 of baseline -> grr are beyond its last look: not used"
+    assert words in doubts(plan, stage_losses(plan, ledger)[DECISIVE], Rule(looks=plan.looks))
+    assert make_findings(plan, ledger).effects[-1].seeds == (0, 1, 2, 4, 5)
