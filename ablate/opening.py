@@ -155,7 +155,8 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
         others = f", in a usual other contrast one of {usual:.2g}%"
     noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
     again = "the reference trained again under other seeds differs from itself by"
-    floor = f"; {again} {percent(noise[0])}" if noise else ""
+    over = f" over {seeds_words(noise[0].seeds)}" if noise and len(noise[0].seeds) != count else ""
+    floor = f"; {again} {percent(noise[0])}{over}" if noise else ""
     return (
         f"How sure: improvements of this contrast vary by {main.deviation:.2f}% from seed to seed, "
         f"so {count} seeds find an effect of {smallest:.2g}% four times out of five (somewhere "

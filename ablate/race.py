@@ -117,15 +117,19 @@ def hold_race(
 def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) -> list[Decision]:
     """Return the family's contrasts that are decided by so many seeds or are not worth more."""
     found = effects(family, metric, losses, rule=rule)
-    # Without a primary contrast a family is of the A/A one, which nobody hopes to see improved.
-    for_any = rule.aim == VERDICTS or not any(contrast.primary for contrast in family)
     decisions = []
     for contrast, effect in zip(family, found, strict=True):
         if len(effect.seeds) < seeds:
             continue
         values = np.array(list(improvements(contrast, losses).values()))
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
-        chance = ahead.any if for_any or contrast.primary else ahead.improved
+        chance = (
+            ahead.any
+            if contrast.primary or rule.aim == VERDICTS
+            else ahead.clear
+            if watched
+            else ahead.improved
+        )
         decided = verdict_is_decided(effect.verdict, contrast)
         if decided or chance < (FUTILE_PRIMARY if contrast.primary else FUTILE):
             why = effect.verdict if decided else FUTILE_WORD
@@ -147,11 +151,12 @@ def multiplicity(contrast: Contrast, family: Family, found: Sequence[Effect], ru
     return (1 + len(others)) / (1 - rule.primary_share if primary_is_left else 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Chances:
-    """The chances that the looks to come bring an improvement, and that they bring any verdict."""
+    """The chances that the looks to come bring an improvement, a clear effect, or any verdict."""
 
     improved: float
+    clear: float
     any: float
 
 
@@ -163,7 +168,7 @@ def chances(values: Values, rule: Rule, alpha: float) -> Chances:
     the contrast may spend in its family; equivalence is not adjusted.
     """
     now, last = len(values), rule.looks[-1]
-    improved, decided = np.zeros(DRAWS, dtype=bool), np.zeros(DRAWS, dtype=bool)
+    improved, clear, decided = (np.zeros(DRAWS, dtype=bool) for _ in range(3))
     if now < last:
         spread, normal, later = _futures(now, last)
         sigma = float(values.std(ddof=1)) * spread
@@ -176,8 +181,9 @@ def chances(values: Values, rule: Rule, alpha: float) -> Chances:
         effect = t_quantile(look - 1, 1 - level(rule.looks, look, alpha)) * error
         no_effect = t_quantile(look - 1, 1 - 2 * one_sided) * error
         improved |= (mean >= effect) & ~decided
+        clear |= (np.abs(mean) >= effect) & ~decided
         decided |= (np.abs(mean) >= effect) | (rule.smallest_effect - np.abs(mean) >= no_effect)
-    return Chances(improved=float(improved.mean()), any=float(decided.mean()))
+    return Chances(*(float(found.mean()) for found in (improved, clear, decided)))
 
 
 @functools.cache

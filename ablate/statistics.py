@@ -169,14 +169,13 @@ def detectable_effect(
 class Clustered:
     """A mean with standard errors over seeds, over clusters of examples, and over both.
 
-    The interval, with so many degrees of ``freedom``, is for other seeds and other examples.
+    The interval is for other seeds and other examples.
     """
 
     estimate: float
     seed_error: float
     example_error: float
     error: float
-    freedom: float
     low: float
     high: float
 
@@ -188,8 +187,9 @@ def clustered_interval(
 
     ``clusters`` [n] numbers the examples that belong together. The variance is that of seeds and
     that of clusters less what both contain (two-way clustering: Cameron, Gelbach and Miller 2011;
-    for evaluations: arXiv 2411.00640), its degrees of freedom are Satterthwaite's: those of the
-    fewer of the two would make intervals of three seeds hold always where examples vary most.
+    for evaluations: arXiv 2411.00640). The quantile is the mean of those of seeds and of clusters,
+    weighted by their variances (Cochran and Cox): that of the fewer of the two would make
+    intervals of three seeds hold always where examples vary most.
     """
     gaps = values - values.mean()
     members = np.unique(clusters, return_inverse=True)[1]
@@ -200,20 +200,17 @@ def clustered_interval(
         count = sums.size
         return float((sums**2).sum()) / values.size**2 * count / max(1, count - 1)
 
-    seeds, examples, both = (
-        variance(sums) for sums in (by_both.sum(axis=1), by_both.sum(axis=0), by_both.ravel())
-    )
-    two_way = max(seeds + examples - both, seeds, examples)  # the difference may come out too small
-    free = [max(1, count - 1) for count in by_both.shape]
-    spread = seeds**2 / free[0] + examples**2 / free[1] + both**2 / (free[0] * free[1])
-    freedom = max(two_way**2 / spread, min(free)) if spread else min(free)
-    mean, half = float(values.mean()), t_quantile(freedom, confidence) * math.sqrt(two_way)
+    parts = [variance(sums) for sums in (by_both.sum(axis=1), by_both.sum(axis=0))]
+    # The difference may come out too small.
+    two_way = max(sum(parts) - variance(by_both.ravel()), *parts)
+    quantiles = [t_quantile(max(1, count - 1), confidence) for count in by_both.shape]
+    quantile = np.average(quantiles, weights=parts) if any(parts) else max(quantiles)
+    mean, half = float(values.mean()), float(quantile) * math.sqrt(two_way)
     return Clustered(
         estimate=mean,
-        seed_error=math.sqrt(seeds),
-        example_error=math.sqrt(examples),
+        seed_error=math.sqrt(parts[0]),
+        example_error=math.sqrt(parts[1]),
         error=math.sqrt(two_way),
-        freedom=freedom,
         low=mean - half,
         high=mean + half,
     )

@@ -5,6 +5,7 @@ Bounds are those of the full version, and three Monte Carlo standard errors more
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import calibration
@@ -50,7 +51,7 @@ def clear(contrasts: list[Contrast], rule: Rule, seeds: int, runs: int, random: 
 def test_a_family_errs_in_5_percent_of_studies(random: np.random.Generator) -> None:
     found = clear(PAIRS, Rule(), 5, 1500, random)
     assert near(found, 0.05)  # independent contrasts use all that there is
-    full = calibration.family_error(calibration.grid_of("full"), 8, "skewed", 150, random)
+    full = calibration.family_error(calibration.grid_of("full"), 8, "skewed", "even", 150, random)
     assert at_most(full, 0.05)
 
 
@@ -81,9 +82,11 @@ def test_intervals_hold_the_truth(random: np.random.Generator) -> None:
 
 
 def test_intervals_for_other_examples_hold_the_truth(random: np.random.Generator) -> None:
-    for source in ("seeds vary most", "examples vary most"):
-        found = calibration.cluster_coverage(source, 3, "normal", 1500, random)
-        assert near(found, 0.95, beside=0.01), source
+    for source, gain in itertools.product(
+        ("seeds vary most", "examples vary most"), ("no gain", "a gain of 7%")
+    ):
+        found = calibration.example_coverage(source, "60 clusters", gain, 3, "normal", 1000, random)
+        assert near(found, 0.95, beside=0.01), (source, gain)
 
 
 def test_equivalence_errs_in_5_percent_at_the_margin(random: np.random.Generator) -> None:

@@ -170,6 +170,9 @@ def test_clustered_errors_agree_with_statsmodels() -> None:
     assert both == pytest.approx(
         math.sqrt(max(by_seed**2 + by_cluster**2 - within**2, by_seed**2, by_cluster**2))
     )
+    weights = [by_seed**2, by_cluster**2]
+    quantile = np.average([2.570582, 2.160369], weights=weights)  # t(0.975) of 5 and 13
+    assert found.high - found.estimate == pytest.approx(quantile * both, rel=1e-6)
 
 
 def test_intervals_agree_with_scipy() -> None:
