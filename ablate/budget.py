@@ -100,7 +100,7 @@ def propose(
     for count in range(len(order) + 1):
         kept = plan.cells.keys() - set(order[:count])
         for seeds in range(plan.seeds, fewest - 1, -1):
-            chosen = [w for w in work if w.trial.name in kept and w.trial.pair < seeds]
+            chosen = [w for w in work if w.trial.name in kept and plan.place(w.trial) < seeds]
             seconds = total_seconds(chosen, forecasts, slots)
             if seconds <= budget:
                 return _proposal(plan, kept, tuple(order[:count]), seeds, seconds)
@@ -113,7 +113,7 @@ def smallest_seconds(
     """Return what the smallest design takes: the primary contrast with the fewest seeds."""
     kept = plan.cells.keys() - set(drop_order(plan))
     fewest = min(plan.seeds, FEWEST_SEEDS)
-    chosen = [w for w in work if w.trial.name in kept and w.trial.pair < fewest]
+    chosen = [w for w in work if w.trial.name in kept and plan.place(w.trial) < fewest]
     return total_seconds(chosen, forecasts, slots)
 
 

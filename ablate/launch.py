@@ -245,7 +245,8 @@ def _identity(plan: Plan) -> dict[str, Any]:
     declared = plan.primary.name if plan.primary else ""
     found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
     found["aim"] = plan.aim
-    found["smallest_effect"] = plan.smallest_effect
+    # Other seeds would leave the trials of those before out of the report.
+    found |= {"smallest_effect": plan.smallest_effect, "first_seed": plan.first_seed}
     found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:
         own = dataclasses.asdict(stage.recipe)

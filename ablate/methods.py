@@ -81,7 +81,7 @@ def methods_section(plan: Plan) -> Section:
     )
     most = "at most " if plan.looks else ""
     again = ", one of them the A/A cell" if plan.noise else ""
-    size = f"{len(plan.costs)} cells{again}, with {most}{plan.seeds} seeds each"
+    size = f"{len(plan.costs)} cells{again}, with {most}{plan.seeds} seeds each{plan.start_words}"
     length = "Each trial is trained at full length"
     if plan.exploratory:
         length = "Trials were stopped early by ASHA"

@@ -38,6 +38,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--size", default="nano", help=f"{', '.join(SIZES)} (default nano)")
     top.add_argument("--seeds", type=int, help="how many (default: the grid's own, mostly 3)")
     top.add_argument(
+        "--first-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seeds from N on: a study with new ones after another was looked at (default 0)",
+    )
+    top.add_argument(
         "--set",
         action="append",
         default=[],

@@ -28,8 +28,9 @@ MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
 class Plan:
     """Everything about a study but its results.
 
-    ``skipped`` gives the reason for each cell that cannot be built, ``same`` the cell that another
-    one turned out to equal, ``dropped`` what each contrast lacks that was left out for it.
+    ``seeds`` is how many there are, from ``first_seed`` on. ``skipped`` gives the reason for each
+    cell that cannot be built, ``same`` the cell that another one turned out to equal, ``dropped``
+    what each contrast lacks that was left out for it.
     ``factorial`` names the swaps that are in each cell of a full factorial, if the grid holds one.
     ``noise`` is the A/A contrast, if there is one. ``references`` are, by stage, the test losses of
     knowing nothing; ``blocks`` the hash of the source of every block used, by spelling, and
@@ -41,6 +42,7 @@ class Plan:
     summary: str
     size: str
     seeds: int
+    first_seed: int = 0
     trials: list[Trial]
     costs: dict[str, Cost]
     contrasts: tuple[Contrast, ...]
@@ -100,6 +102,15 @@ class Plan:
         if len(set(by_tower.values())) == 1:
             return next(iter(by_tower.values()))
         return ", ".join(f"{words} ({name})" for name, words in by_tower.items())
+
+    @property
+    def start_words(self) -> str:
+        """Return, after a comma, from which seed on the study goes, or nothing if from 0."""
+        return f", from seed {self.first_seed} on" if self.first_seed else ""
+
+    def place(self, trial: Trial) -> int:
+        """Return which of the study's seeds a trial has, counting from 0."""
+        return trial.pair - self.first_seed
 
     def of_cell(self, name: str) -> list[Trial]:
         """Return a cell's trials, one per seed."""

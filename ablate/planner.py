@@ -38,6 +38,7 @@ class Declared:
     ``primary`` is the contrast that it is about, if not the grid's own; ``noise`` whether the
     reference is trained again under other seeds (None: in grids of five cells and more);
     ``smallest_effect`` the improvement in percent below which a difference is of no interest;
+    ``first_seed`` the seed that all others follow, where earlier ones have been looked at;
     ``looks`` the numbers of seeds at which a race is looked at and ``aim`` what it goes on for;
     ``cells`` the grid's cells that are trained, if not all of them.
     """
@@ -45,6 +46,7 @@ class Declared:
     primary: str = ""
     noise: bool | None = None
     smallest_effect: float = 1.0
+    first_seed: int = 0
     looks: tuple[int, ...] = ()
     aim: str = "improvements"
     exploratory: bool = False
@@ -77,6 +79,7 @@ def make_plan(
     later = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     for_cell, for_recipe = divide({k: v for k, v in settings.items() if not k.startswith(PREFIX)})
     grid = _make_grid(grid_name, size, registry, for_cell, str(for_recipe.get("initial", "")))
+    count = _count_seeds(seeds or grid.seeds, declared)
     recipe = with_fields(RECIPES[size], {**grid.settings, **for_recipe})
     chosen = grid.finetune if sources is None else tuple(sources)
     if declared.exploratory and chosen:
@@ -90,15 +93,16 @@ def make_plan(
     contrasts = _declare(grid, costs, declared.primary)
     prove_swaps(contrasts, grid.cells, registry)
     noise = _noise_floor(contrasts, costs, declared.noise)
-    count = declared.looks[-1] if declared.looks else seeds or grid.seeds
     return Plan(
         grid=grid.name,
         summary=grid.summary,
         size=size,
         seeds=count,
+        first_seed=declared.first_seed,
         trials=[
             _make_trial(name, grid.cells[_original(name)], seed, recipes, looks, registry)
-            for seed in range(count)  # seed by seed: a study stopped early is still balanced
+            # Seed by seed: a study stopped early is still balanced.
+            for seed in range(declared.first_seed, declared.first_seed + count)
             for name in (*costs, *(noise.cells - costs.keys() if noise else ()))
         ],
         costs=costs | ({noise.pairs[0][1]: costs[noise.pairs[0][0]]} if noise else {}),
@@ -123,6 +127,21 @@ def make_plan(
         aim=declared.aim,
         exploratory=declared.exploratory,
     )
+
+
+def _count_seeds(given: int, declared: Declared) -> int:
+    """Return how many seeds there are; raises `UsageError` for a first one that cannot be."""
+    first, count = declared.first_seed, declared.looks[-1] if declared.looks else given
+    if first and declared.looks:
+        raise UsageError(
+            f"--first-seed {first} and --race: the looks of a race count seeds from 0; "
+            "leave one of them out"
+        )
+    if not 0 <= first <= MAX_SEEDS - count:
+        raise UsageError(
+            f"--first-seed must be from 0 to {MAX_SEEDS - count} with {count} seeds, got {first}"
+        )
+    return count
 
 
 def _choose(grid: Grid, names: Sequence[str]) -> dict[str, CoCaConfig]:

@@ -24,7 +24,8 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
     head = [
         f"grid {plan.grid}: {plan.summary}",
         f"size {plan.size}, data {recipe.data}, {recipe.steps} steps of {recipe.batch} pairs, "
-        f"{len(plan.costs)} cells x {plan.seeds} seeds = {len(plan.trials)} trials",
+        f"{len(plan.costs)} cells x {plan.seeds} seeds = {len(plan.trials)} trials"
+        f"{plan.start_words}",
         *(
             f"then {stage.name}: {stage.recipe.data}, {stage.recipe.steps} steps of "
             f"{stage.recipe.batch} pairs, lr {stage.recipe.lr:g}"
@@ -185,6 +186,7 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
         "grid": plan.grid,
         "size": plan.size,
         "seeds": plan.seeds,
+        "first_seed": plan.first_seed,
         "stages": [stage.name for stage in plan.stages],
         "matching": plan.matching,
         "cells": {name: _cell(plan, outlook, name) for name in plan.costs},

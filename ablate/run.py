@@ -146,6 +146,7 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
+        first_seed=options.first_seed,
         aim=options.race or IMPROVEMENTS,
         looks=choose_looks(bool(options.race), options.looks, options.seeds),
         exploratory=options.asha,
