@@ -123,13 +123,9 @@ def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) 
             continue
         values = np.array(list(improvements(contrast, losses).values()))
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
-        chance = (
-            ahead.any
-            if contrast.primary or rule.aim == VERDICTS
-            else ahead.clear
-            if watched
-            else ahead.improved
-        )
+        chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
+        if not any(other.primary for other in family):
+            chance = ahead.clear  # the A/A contrast is watched for a difference, whichever way
         decided = verdict_is_decided(effect.verdict, contrast)
         if decided or chance < (FUTILE_PRIMARY if contrast.primary else FUTILE):
             why = effect.verdict if decided else FUTILE_WORD

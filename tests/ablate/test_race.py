@@ -164,7 +164,7 @@ def test_chances_are_those_of_imagined_futures(shift: float) -> None:
 
 def test_nothing_comes_after_the_last_look() -> None:
     assert chances(np.full(8, 3.0), RULE, 0.05) == Chances(improved=0.0, clear=0.0, any=0.0)
-    assert chances(np.full(5, 3.0), RULE, 0.05) == Chances(improved=1.0, any=1.0)
+    assert chances(np.full(5, 3.0), RULE, 0.05) == Chances(improved=1.0, clear=1.0, any=1.0)
     assert chances(-SHAPE[:5] - 3, RULE, 0.05).improved < 0.01
 
 
