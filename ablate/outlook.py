@@ -20,6 +20,7 @@ from ablate.measure import Conditions
 from ablate.plan import Plan, read_plan
 from ablate.resources import Resources, Scheduling, choose_resources
 from ablate.search_methods import trials_left
+from ablate.sequential import level
 from ablate.statistics import ALPHA, detectable_effect
 from ablate.trial import PRETRAIN
 from blocks import UsageError
@@ -109,21 +110,27 @@ def _measured_deviation(plan: Plan, ledger: Ledger) -> float | None:
 
 
 def smallest_effects(
-    seeds: int, contrasts: Sequence[Contrast], deviation: float
+    seeds: int, contrasts: Sequence[Contrast], deviation: float, looks: tuple[int, ...] = ()
 ) -> dict[str, float]:
     """Return the effects found with 80% power, in percent: the primary's, and the first other's.
 
-    The primary contrast has its share of alpha, the others the rest by Holm's method.
+    The primary contrast has its share of alpha, the others the rest by Holm's method; in a race of
+    so many seeds, what is left of it at the last of the ``looks``.
     """
+
+    def found_at(alpha: float) -> float:
+        last = level(looks, seeds, alpha) if looks and seeds == looks[-1] else alpha
+        return detectable_effect(seeds, deviation, last)
+
     others = sum(not contrast.primary for contrast in contrasts)
     share = Rule().primary_share if others else 1.0
     found = {}
     if others < len(contrasts):
-        found["primary"] = detectable_effect(seeds, deviation, ALPHA * share)
+        found["primary"] = found_at(ALPHA * share)
     else:
         share = 0.0
     if others:
-        found["other"] = detectable_effect(seeds, deviation, ALPHA * (1 - share) / others)
+        found["other"] = found_at(ALPHA * (1 - share) / others)
     return found
 
 

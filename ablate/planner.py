@@ -89,6 +89,8 @@ def make_plan(
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
     looks = _look_at_data(recipes, next(iter(grid.cells.values())))
     cells = _choose(grid, declared.cells)
+    if taken := [name for name in cells if name.endswith(AGAIN)]:
+        raise UsageError(f"no cell may be named like an A/A cell, with{AGAIN!r}: {taken[0]!r}")
     costs, skipped, same = price(cells, recipe, looks[PRETRAIN].tokens, registry)
     contrasts = _declare(grid, costs, declared.primary)
     prove_swaps(contrasts, grid.cells, registry)

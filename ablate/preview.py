@@ -124,8 +124,10 @@ def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
         f"with {plan.seeds} seed{'s' * (plan.seeds > 1)} no two-sided sign-flip p can be below "
         f"{smallest_p(plan.seeds):.3g}; the t test, by which verdicts go, has no such bound"
     ]
-    if plan.seeds > 1:
-        found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+    if plan.seeds < FEWEST_SEEDS:
+        lines.append(f"fewer than {FEWEST_SEEDS} seeds allow no verdict")
+    else:
+        found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
         others = len(plan.contrasts) - ("primary" in found)
         words = {
             "primary": "for the primary",
@@ -163,7 +165,7 @@ def _losses(plan: Plan, outlook: Outlook, proposal: Proposal) -> Iterable[str]:
     if proposal.lost:
         yield f"  contrasts that go: {', '.join(proposal.lost)}"
     contrasts = [c for c in plan.contrasts if c.name not in proposal.lost]
-    before = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+    before = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
     after = smallest_effects(proposal.seeds, contrasts, outlook.deviation)
     words = {"primary": "the primary contrast", "other": "the first other contrast"}
     if plan.seeds != proposal.seeds:
@@ -181,7 +183,7 @@ def _losses(plan: Plan, outlook: Outlook, proposal: Proposal) -> Iterable[str]:
 def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
     """Return the plan as plain data, for programs; seconds and bytes, effects in percent."""
     done, stages = count_done(plan, outlook)
-    effects = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation)
+    effects = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
     found: dict[str, Any] = {
         "grid": plan.grid,
         "size": plan.size,
@@ -202,7 +204,7 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
         "smallest_sign_flip_p": smallest_p(plan.seeds),
         "deviation": outlook.deviation,
         "deviation_source": outlook.source,
-        "smallest_effects": effects if plan.seeds > 1 else {},
+        "smallest_effects": effects if plan.seeds >= FEWEST_SEEDS else {},
     }
     if outlook.forecasts:
         end = outlook.end.astimezone().isoformat(timespec="seconds")

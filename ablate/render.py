@@ -21,6 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 VERDICTS = ("improved", "worse", "equivalent", "inconclusive", "too few seeds")
 # A number, then what belongs to it: an interval with its p, or a deviation.
 NUMBER = re.compile(r"([+-]?\d[\d.,]*%?(?:e[+-]?\d+)?)(?: (\[.*|± .*))?")
+COUNT = re.compile(r"\d+/\d+(, dropped)?")
 
 
 def numeric(table: Table) -> set[int]:
@@ -29,7 +30,11 @@ def numeric(table: Table) -> set[int]:
     return {
         i
         for i, column in enumerate(columns)
-        if i and all(c == "-" or re.fullmatch(r"\d+/\d+", c) or NUMBER.fullmatch(c) for c in column)
+        if i
+        and all(
+            c == "-" or re.fullmatch(r"\d+/\d+(, dropped)?", c) or NUMBER.fullmatch(c)
+            for c in column
+        )
     }
 
 
@@ -71,9 +76,15 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _spelled_out(mark: re.Match[str]) -> str:
+    """Return the mark of a heading, list or quotation as characters; a number keeps its digits."""
+    return mark[0] + "\\" if mark[0].isdigit() else "\\" + mark[0]
+
+
 def _plain(text: str) -> str:
-    """Return a text in one line in which nothing is Markdown or HTML."""
+    """Return a text in one line in which nothing is Markdown or HTML, a mark in front neither."""
     text = re.sub(r"([\\`*_|~]|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"^(#{1,6}|[-+>]|\d+(?=[.)]))(?=[.)]? )", _spelled_out, text)
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -245,3 +245,12 @@ def test_latex_compiles_and_fits_the_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 1000
     assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("# a -> b: x", "\\# a -> b: x"), ("- a", "\\- a"), ("1. x", "1\\. x"), ("> q", "\\> q"),
+    ("12) y", "12\\) y"), ("+0.5 [0, 1]", "+0.5 [0, 1]"), ("-", "-"), ("1.5 seeds", "1.5 seeds"),
+])  # fmt: skip
+def test_a_sentence_is_no_heading_list_or_quotation(text: str, shown: str) -> None:
+    page = markdown(Document(title="t", stamp="", opening=[text], sections=[]))
+    assert page.splitlines()[2] == shown
