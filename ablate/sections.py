@@ -130,7 +130,7 @@ def attribution_section(plan: Plan, found: Findings) -> list[Section]:
             title="What each swap contributes",
             paragraphs=[
                 f"{words[0].upper()}{words[1:]}. Over the {seeds} with which all "
-                f"{len(plan.factorial)} cells have a result; all swaps together gain "
+                f"{len(plan.factorial)} cells have a result, all swaps together gain "
                 f"{part_shown(whole.gain)} there. Intervals here are not adjusted for their "
                 "number: verdicts go by the table of effects."
             ],
