@@ -1,11 +1,14 @@
-"""The report's figures of cells: how they learn, and what they cost for what they reach."""
+"""The report's figures of cells: how they learn, and what they cost for what they reach.
+
+A metric in which nothing was measured, as of models with one objective, has no panel.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,25 +34,22 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
     what all cells learn. Bands reach from the lowest to the highest seed: of the primary contrast's
     two cells above, of its candidate below.
     """
-    found = {m: _curves(plan, ledger, f"val/{m}") for m in METRICS}
-    if not any(found[DECISIVE].values()):
+    found = {m: own for m in METRICS if (own := _curves(plan, ledger, f"val/{m}"))}
+    if not found:
         return None
     inks = _inks(plan)
     figure = sheet(11, 6.2)
-    panels = figure.subplots(2, len(METRICS), sharex=True)
-    for column, (metric, title) in enumerate(METRICS.items()):
-        upper, lower = panels[:, column]
-        _lines(upper, found[metric], inks, plan)
-        upper.set_title(f"validation {title}")
-        gains = _gains(found[metric], plan.reference)
-        ends = _lines(lower, gains, inks, plan)
+    panels = figure.subplots(2, len(found), sharex=True, squeeze=False)
+    for (upper, lower), (metric, own) in zip(panels.T, found.items(), strict=True):
+        _lines(upper, own, inks, plan)
+        upper.set_title(f"validation {METRICS[metric]}")
+        ends = _lines(lower, _gains(own, plan.reference), inks, plan)
         lower.set_title(f"improvement over {plan.reference}, %")
         lower.axhline(0, color=INK, linewidth=1.4, zorder=1)
         lower.set_xlabel("step")
         lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if metric == DECISIVE:
-            last = max(max(own) for by_seed in found[metric].values() for own in by_seed.values())
-            label_ends(lower, {**ends, plan.reference: (last, 0.0)}, inks)
+    last = max(max(points) for by_seed in own.values() for points in by_seed.values())
+    label_ends(lower, {**ends, plan.reference: (last, 0.0)}, inks)
     return figure
 
 
@@ -167,9 +167,10 @@ def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
 
     Costs are floating-point operations, which are counted, and training time, which is measured.
     Cells are numbered by their mean loss, the best one first; where costs are equal, their points
-    are moved aside.
+    are moved aside. `comparable` says where cells stand that do not have the same seeds.
     """
-    losses, seconds = _losses_and_seconds(plan, ledger)
+    measured, seconds = _losses_and_seconds(plan, ledger)
+    losses = comparable(measured, plan.reference)
     if not losses:
         return None
     order = sorted(losses, key=lambda cell: float(losses[cell].mean()))
@@ -177,36 +178,82 @@ def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
     panels = figure.subplots(1, 2, sharey=True)
     flops = {cell: plan.costs[cell].step_flops / 1e9 for cell in losses}
     inks = _inks(plan)
-    for panel, costs in zip(panels, (flops, seconds), strict=True):
+    for panel, costs in zip(panels, (flops, {c: seconds[c] for c in losses}), strict=True):
         places = _aside(costs)
         for number, cell in enumerate(order, start=1):
             _point(panel, places[cell], losses[cell], inks[cell], number)
         panel.margins(0.09, 0.12)
         calm(panel, "y")
-    for number, cell in enumerate(order, start=1):
-        panels[1].annotate(
-            f"{number}  {cell}", (1, 1), xytext=(10, -15 * (number - 0.5)),
-            xycoords="axes fraction", textcoords="offset points", color=inks[cell], va="center",
-            fontweight="bold" if cell in _emphasised(plan) else "normal",
-        )  # fmt: skip
+    _name_numbers(panels[1], order, inks)
     panels[0].set_ylabel(f"test {METRICS[DECISIVE]}; lower is better")
     panels[0].set_xlabel("GFLOP per training step")
     panels[1].set_xlabel("training seconds, mean over seeds")
+    if words := _how_placed(measured, losses, plan.reference):
+        figure.supxlabel(words, fontsize=9, color=MUTED)
     return figure
 
 
 def _losses_and_seconds(
     plan: Plan, ledger: Ledger
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Return the finite decisive losses [seeds] and the mean training time of finished cells."""
+) -> tuple[dict[str, dict[int, float]], dict[str, float]]:
+    """Return the finite decisive losses by seed and the mean training time of finished cells."""
     losses, seconds = {}, {}
     for cell in plan.costs:
-        done = [m for t in plan.of_cell(cell) if (m := ledger.metrics(t)) is not None]
-        values = np.array([m[f"test/{DECISIVE}"] for m in done])
-        if np.isfinite(values).any():
-            losses[cell] = values[np.isfinite(values)]
-            seconds[cell] = statistics.fmean(m["train_seconds"] for m in done)
+        done = {t.pair: m for t in plan.of_cell(cell) if (m := ledger.metrics(t)) is not None}
+        values = {seed: m[f"test/{DECISIVE}"] for seed, m in done.items()}
+        finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
+        if finite:
+            losses[cell] = finite
+            seconds[cell] = statistics.fmean(m["train_seconds"] for m in done.values())
     return losses, seconds
+
+
+def comparable(losses: Mapping[str, Mapping[int, float]], reference: str) -> dict[str, np.ndarray]:
+    """Return losses [seeds] by cell, of means that compare also where seeds are not the same.
+
+    After a race or a failure a cell's mean tells as well how easy the seeds are that it has. Each
+    cell's losses are then scaled until their mean is the reference's over all of its seeds times
+    the cell's mean ratio to it within a seed. A cell without a seed of the reference is left out.
+    """
+    plain = {cell: np.array(list(own.values())) for cell, own in losses.items()}
+    if _have_same_seeds(losses):
+        return plain
+    base = losses.get(reference, {})
+    placed = {}
+    for cell, own in losses.items():
+        ratios = [loss / base[seed] for seed, loss in own.items() if base.get(seed, 0.0) > 0]
+        if ratios:
+            mean = statistics.fmean(base.values()) * statistics.fmean(ratios)
+            placed[cell] = plain[cell] * (mean / plain[cell].mean())
+    return placed
+
+
+def _have_same_seeds(losses: Mapping[str, Mapping[int, float]]) -> bool:
+    return len({frozenset(own) for own in losses.values()}) <= 1
+
+
+def _how_placed(
+    measured: Mapping[str, Mapping[int, float]], shown: Collection[str], reference: str
+) -> str:
+    """Return in words how cells were placed that do not have the same seeds, or nothing."""
+    if _have_same_seeds(measured):
+        return ""
+    lost = [cell for cell in measured if cell not in shown]
+    words = f"\nWithout a seed of {reference}, and not shown: {', '.join(lost)}." if lost else ""
+    return (
+        f"Cells do not have the same seeds. Each stands at {reference}'s mean over all seeds, "
+        f"times its mean ratio to {reference} of the same seed.{words}"
+    )
+
+
+def _name_numbers(panel: Axes, order: Sequence[str], inks: Mapping[str, str]) -> None:
+    """Write the cells' numbers and names to the right of a panel."""
+    for number, cell in enumerate(order, start=1):
+        panel.annotate(
+            f"{number}  {cell}", (1, 1), xytext=(10, -15 * (number - 0.5)),
+            xycoords="axes fraction", textcoords="offset points", color=inks[cell], va="center",
+            fontweight="bold" if inks[cell] in BOLD else "normal",
+        )  # fmt: skip
 
 
 def _aside(costs: Mapping[str, float]) -> dict[str, float]:

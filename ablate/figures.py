@@ -1,6 +1,7 @@
 """The report's figures of effects: forest, slopes by seed, Shapley values, interactions.
 
-Those of cells are in `ablate.cell_figures`, the contact sheet in `ablate.contact_sheet`.
+A metric in which nothing was measured, as of models with one objective, has no panel. Figures of
+cells are in `ablate.cell_figures`, the contact sheet is in `ablate.contact_sheet`.
 """
 
 from __future__ import annotations
@@ -62,25 +63,25 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
 
 @styled
 def forest(plan: Plan, found: Findings, prefix: str = "") -> Drawing | None:
-    """Return each contrast's improvement with its 95% interval, a panel per metric.
+    """Return each contrast's improvement with its 95% interval, a panel per measured metric.
 
     The primary contrast is first, the A/A contrast last and grey; the zone within the smallest
     effect of interest is shaded. ``prefix`` is a stage's, or `FINETUNED`.
     """
-    wanted = {prefix + metric for metric in METRICS}
-    every = [e for e in (*found.effects, *found.noise) if e.seeds and e.metric in wanted]
-    if not every:
+    every = [e for e in (*found.effects, *found.noise) if e.seeds]
+    by_metric = {m: {e.contrast: e for e in every if e.metric == prefix + m} for m in METRICS}
+    shown = {metric: own for metric, own in by_metric.items() if own}
+    if not shown:
         return None
     ordered = sorted(plan.contrasts, key=lambda c: not c.primary)
     contrasts = [*ordered, *([plan.noise] if plan.noise else [])]
-    rows = {c.name: c for c in contrasts if any(e.contrast == c.name for e in every)}
+    rows = {c.name: c for c in contrasts if any(c.name in own for own in shown.values())}
     places = {name: i for i, name in enumerate(rows)}
     figure = sheet(11, 1.3 + 0.32 * len(rows))
-    panels = figure.subplots(1, len(METRICS), sharey=True, squeeze=False)[0]
-    for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        own = {e.contrast: e for e in every if e.metric == prefix + metric}
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (metric, own) in zip(panels, shown.items(), strict=True):
         _forest_panel(panel, own, places, plan)
-        panel.set_title(title + (" (decides)" if metric == DECISIVE else ""))
+        panel.set_title(METRICS[metric] + (" (decides)" if metric == DECISIVE else ""))
     _name_rows(panels[0], rows, plan)
     _tell_verdicts(panels[-1], {n: own[n].verdict for n in rows if n in own}, places)
     figure.supxlabel(
@@ -152,23 +153,24 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
         return None
     losses = stage_losses(plan, ledger)
     pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in METRICS}
-    if not pairs[DECISIVE]:
+    shown = {metric: own for metric, own in pairs.items() if own}
+    if not shown:
         return None
     figure = sheet(11, 3.6)
-    panels = figure.subplots(1, len(METRICS))
-    for panel, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        better = sum(new < old for old, new in pairs[metric].values())
-        for seed, (old, new) in pairs[metric].items():
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (metric, own) in zip(panels, shown.items(), strict=True):
+        better = sum(new < old for old, new in own.values())
+        for seed, (old, new) in own.items():
             ink = IMPROVED if new < old else WORSE
             panel.plot([0, 1], [old, new], "o-", color=ink, linewidth=1.2, markersize=4,
                        label=f"seed {seed}")  # fmt: skip
-        means = np.mean(list(pairs[metric].values()), axis=0)
+        means = np.mean(list(own.values()), axis=0)
         panel.plot([0, 1], means, color=INK, linewidth=3, label="mean", zorder=3)
         panel.set_xticks([0, 1], _ends(plan.primary))
         panel.tick_params(axis="x", labelcolor=INK)
         panel.set_xlim(-0.25, 1.25)
-        panel.set_title(title)
-        panel.set_xlabel(f"lower in {better} of {len(pairs[metric])} seeds")
+        panel.set_title(METRICS[metric])
+        panel.set_xlabel(f"lower in {better} of {len(own)} seeds")
         calm(panel, "y")
     figure.supxlabel(
         "test loss, a line per seed, blue where it falls; the thick line is the mean",
@@ -199,7 +201,7 @@ def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, flo
 def shapley(found: Findings) -> Drawing | None:
     """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
     shown = {m: found.attributions[m] for m in METRICS if m in found.attributions}
-    if not shown:
+    if DECISIVE not in shown:
         return None
     count = len(shown[DECISIVE].shapley) + 1
     figure = sheet(11, 1.3 + 0.42 * count)

@@ -42,11 +42,11 @@ from assemblies.accumulate import contrastive_gradients, pull
 from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
 from assemblies.parallel import add_gradients, from_first, rank, sum_over_ranks, world_size
+from assemblies.structure import structure_of
 from blocks import Registry, UsageError
 from blocks.auxiliary import collect_auxiliary_losses
 
 CURVE_POINTS = 50
-CHECKPOINT_SECONDS = 60.0
 SELECTION = "coca"  # the validation loss that picks the checkpoint to test
 
 Metrics = dict[str, float]
@@ -314,17 +314,17 @@ class Training:
         write_examples(found, directory)
 
     def record(self, final: Metrics) -> dict[str, Any]:
-        """Return the stage's record; ``outputs`` tells the untrained model from others."""
-        device = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        """Return the stage's record; ``outputs`` and ``built`` tell one model from another."""
         return {
             "key": self.stage.key,
             "stage": self.stage.name,
             "metrics": final,
-            "device": device,
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
             "workers": world_size(),
             "origin": self.origin,
             "outputs": self.outputs,
+            "built": structure_of(self.model),
         }
 
 

@@ -1,6 +1,8 @@
-"""What a model consists of, module by module: the proof that a swap is what it says."""
+"""What a model consists of, slot by slot: the proof that a swap is what it says."""
 
 from __future__ import annotations
+
+import hashlib
 
 import torch
 from torch import nn
@@ -9,32 +11,48 @@ from assemblies.coca import CoCa
 from assemblies.config import CoCaConfig
 from blocks import Registry
 
+HASH_DIGITS = 16  # enough to tell models apart; a record of every trial has a dozen of them
 WIRING = "wiring"  # the slot of modules that are no block's: embeddings, projections, residuals
 
-Structure = dict[str, tuple[str, str]]
+Structure = dict[str, dict[str, str]]
 
 
 def structure(cell: CoCaConfig, registry: Registry) -> Structure:
-    """Return each module of a cell by its path: the slot it belongs to, and what it is.
+    """Return what a cell's model would consist of, built on the meta device.
 
-    A slot is the field that a block was built for (``image.norm``) and covers what is inside of the
-    block. What a module is: its class, its block's spelling, and the shapes of its own parameters.
-    Built on the meta device. Raises `Unsupported` where a block cannot serve its site.
+    Raises `Unsupported` where a block cannot serve its site.
     """
     with torch.device("meta"):
-        model = CoCa(cell, registry=registry)
-    found: Structure = {}
+        return structure_of(CoCa(cell, registry=registry))
+
+
+def structure_of(model: CoCa) -> Structure:
+    """Return each slot of a model: its block's ``spelling``, and a hash of its ``modules``.
+
+    A slot is the field that a block was built for (``image.norm``) and covers what is inside of the
+    block. What a module is: its path, its class, its block's spelling, and the shapes of its own
+    parameters.
+    """
+    slots: dict[str, str] = {}
+    spellings: dict[str, str] = {}
+    modules: dict[str, list[str]] = {}
     for path, module in model.named_modules():
-        parent = found.get(path.rpartition(".")[0], (WIRING, ""))[0]
+        parent = slots.get(path.rpartition(".")[0], WIRING)
         slot, spelling = module.__dict__.get("slot", (parent, ""))
-        found[path] = (slot, f"{_class_of(module)} {spelling} {_shapes(module)}")
-    return found
+        slots[path] = slot
+        spellings[slot] = spelling or spellings.get(slot, "")
+        line = f"{path} {_class_of(module)} {spelling} {_shapes(module)}"
+        modules.setdefault(slot, []).append(line)
+    return {s: {"spelling": spellings[s], "modules": _hash(modules[s])} for s in sorted(modules)}
 
 
 def changed_slots(a: Structure, b: Structure) -> set[str]:
-    """Return the slots in which two cells differ: those of modules changed, added or left out."""
-    paths = [path for path in a.keys() | b.keys() if a.get(path) != b.get(path)]
-    return {side[path][0] for path in paths for side in (a, b) if path in side}
+    """Return the slots in which two models differ: those of modules changed, added or left out."""
+    return {slot for slot in a.keys() | b.keys() if a.get(slot) != b.get(slot)}
+
+
+def _hash(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:HASH_DIGITS]
 
 
 def _class_of(module: nn.Module) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from studies import HOSTILE, finish, planned, write_result
 
 from ablate import cell_figures, figures
@@ -174,6 +175,59 @@ def test_cost_has_every_cell_with_its_interval(full: Made) -> None:
     places = sorted(one.get_xdata()[0] for one in left.lines if len(one.get_xdata()) == 1)
     assert len(places) == len(plan.costs)
     assert np.diff(places).min() > 0
+    assert note_of(drawing) == ""
+
+
+def note_of(drawing: Figure) -> str:
+    return drawing.get_supxlabel()
+
+
+def middles(panel: Axes) -> dict[str, float]:
+    """Return where the cost figure's points stand, by the cells' numbers."""
+    points = [one for one in panel.lines if len(one.get_xdata()) == 1]
+    return {str(i): float(one.get_ydata()[0]) for i, one in enumerate(points, start=1)}
+
+
+def test_a_cell_with_fewer_seeds_stands_by_its_ratio_to_the_reference(
+    shapes: str, tmp_path: Path
+) -> None:
+    plan, ledger = planned(tmp_path, shapes, seeds=6)
+    dropped = "baseline+rmsnorm"  # worse than baseline, and on easy seeds only
+    finish(plan, ledger, noise=0.01, but=[t for t in plan.of_cell(dropped) if t.pair > 2])
+    for trial in (trial for trial in plan.trials if trial.pair > 2 and trial.name != dropped):
+        hard = (ledger.metrics(trial) or {})["test/coca"] * 1.2
+        write_result(plan, ledger, trial, trial.stages[0], 0.01, **{"test/coca": hard})
+    losses = stage_losses(plan, ledger)["coca"]
+    drawing = cell_figures.cost_against_quality(plan, ledger)
+    ranked = [text.partition("  ")[2] for text in texts(drawing.axes[1]) if "  " in text]
+    wanted = ("grr", "baseline+rope", "baseline", dropped, "original")
+    assert [cell for cell in ranked if cell in wanted] == list(wanted)
+    base = [losses["baseline", seed] for seed in range(6)]
+    ratios = [losses[dropped, seed] / losses["baseline", seed] for seed in range(3)]
+    places = middles(drawing.axes[0])
+    assert places[str(1 + ranked.index(dropped))] == pytest.approx(np.mean(base) * np.mean(ratios))
+    assert places[str(1 + ranked.index("baseline"))] == pytest.approx(np.mean(base))
+    assert note_of(drawing).startswith(
+        "Cells do not have the same seeds. Each stands at baseline's"
+    )
+
+
+def test_a_cell_without_a_seed_of_the_reference_is_named_and_not_placed(
+    shapes: str, tmp_path: Path
+) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="swaps", seeds=2)
+    failed = [t for t in plan.trials if t.pair == (0 if t.name == "grr" else 1)]
+    finish(plan, ledger, but=failed)
+    drawing = cell_figures.cost_against_quality(plan, ledger)
+    assert not any("grr" in text for text in texts(drawing.axes[1]))
+    assert note_of(drawing).endswith("Without a seed of baseline, and not shown: grr.")
+
+
+def test_cells_of_the_same_seeds_stand_at_their_means_without_the_reference() -> None:
+    losses = {"a": {0: 3.0, 1: 5.0}, "b": {0: 2.0, 1: 4.0}}
+    placed = cell_figures.comparable(losses, "none of them")
+    assert {cell: own.tolist() for cell, own in placed.items()} == {"a": [3, 5], "b": [2, 4]}
+    assert cell_figures.comparable({**losses, "b": {0: 2.0}}, "none of them") == {}
 
 
 def test_figures_without_data_are_left_out_and_old_ones_removed(
@@ -221,6 +275,19 @@ def test_losses_that_are_no_numbers_are_left_out(shapes: str, tmp_path: Path) ->
     assert len(draw_figures(plan, ledger, found)) == 8
     labels = {one.get_label() for one in figures.slopes(plan, ledger).axes[2].lines}
     assert labels == {"seed 0", "seed 2", "mean"}
+
+
+def test_a_metric_without_a_number_has_no_panel(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="full", seeds=2)
+    for trial in plan.trials:
+        broken = {"test/coca": math.nan, "test/perplexity": math.nan}
+        write_result(plan, ledger, trial, trial.stages[0], 0.3, **broken)
+    found = make_findings(plan, ledger)
+    assert {path.stem for path in draw_figures(plan, ledger, found)} == {
+        "effects", "slopes", "curves",
+    }  # fmt: skip
+    for drawing in (figures.forest(plan, found), figures.slopes(plan, ledger)):
+        assert [panel.get_title("left") for panel in drawing.axes] == ["contrastive loss"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from ablate.ledger import Ledger
 from ablate.plan import FILE, Plan, read_plan, write_plan
 from ablate.planner import Declared, make_plan
 from ablate.trial import Stage, Trial
+from assemblies import CoCaConfig
+from assemblies.structure import Structure, structure
 from blocks import default_registry
 
 GAINS = {"rope": 0.5, "geglu": 4.0, "rmsnorm": -0.2}  # percent, of each swap alone
@@ -70,14 +73,19 @@ def gain(plan: Plan, cell: str) -> float:
 def write_result(
     plan: Plan, ledger: Ledger, trial: Trial, stage: Stage, noise: float, **changed: float
 ) -> None:
-    """Write what a trained stage leaves behind, with losses drawn about the true ones."""
+    """Write what a trained stage leaves behind, with losses drawn about the true ones.
+
+    A cell with one objective has the metrics and the losses by example of that one alone.
+    """
     folder = ledger.folder(trial) / stage.folder
     seed = [sum(map(ord, trial.name)), trial.seed, len(stage.folder)]
     random = np.random.default_rng(seed)
     shared = np.random.default_rng(trial.seed).normal()  # what paired seeds have in common
     scale = (1 - gain(plan, trial.name) / 100) * (1 + (shared + noise * random.normal()) / 100)
-    final = {"contrastive": 4 * scale, "perplexity": math.exp(4 * scale),
-             "coca": 12 * scale, "caption": 4 * scale}  # fmt: skip
+    contrasts, captions = trial.cell.contrasts, trial.cell.captions
+    final = {"contrastive": 4 * scale} if contrasts else {}
+    final |= {"perplexity": math.exp(4 * scale), "caption": 4 * scale} if captions else {}
+    final["coca"] = 4 * scale * (contrasts + 2 * captions)
     lines = [
         {"step": step, "seconds": 0.1 * step}
         | {f"val/{name}": value * (1 + 5 / step) for name, value in final.items()}
@@ -86,23 +94,27 @@ def write_result(
     metrics = {
         f"{split}/{name}": value for split in ("test", "last") for name, value in final.items()
     }
-    metrics |= {
-        "train_seconds": 30 + random.random(), "last_step": stage.recipe.steps, "test/cider": 0.1,
-        "test/image_to_text_recall@1": 0.2, "test/text_to_image_recall@1": 0.2,
-        "test/image_to_text_recall@5": 0.4, **changed,
-    }  # fmt: skip
+    recalls = {"image_to_text_recall@1": 0.2, "text_to_image_recall@1": 0.2,
+               "image_to_text_recall@5": 0.4}  # fmt: skip
+    scores = (recalls if contrasts else {}) | ({"cider": 0.1} if captions else {})
+    metrics |= {f"test/{name}": value for name, value in scores.items()}
+    metrics |= {"train_seconds": 30 + random.random(), "last_step": stage.recipe.steps, **changed}
     write_text(folder / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     losses = torch.tensor(random.normal(0, 1, 40))
     losses += 4 * scale - losses.mean()  # the metrics follow from them
     groups = torch.arange(40) // 2
-    write_examples(
-        {"caption": losses, "tokens": torch.ones_like(groups), "contrastive": losses.clone(),
-         "group": groups, "batch": groups // 4},
-        folder,
-    )  # fmt: skip
+    examples = {"group": groups, "batch": groups // 4}
+    examples |= {"caption": losses, "tokens": torch.ones_like(groups)} if captions else {}
+    examples |= {"contrastive": losses.clone()} if contrasts else {}
+    write_examples(examples, folder)
     write_json(folder / "model/config.json", {})
     write_json(
         folder / "result.json",
         {"key": stage.key, "metrics": metrics, "outputs": str(seed), "device": "cpu",
-         "torch": "2.13.0", "origin": "random weights"},
+         "torch": "2.13.0", "origin": "random weights", "built": _built(trial.cell)},
     )  # fmt: skip
+
+
+@functools.cache
+def _built(cell: CoCaConfig) -> Structure:
+    return structure(cell, default_registry())
