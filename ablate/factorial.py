@@ -96,7 +96,7 @@ def terms(gains: Mapping[Swaps, Values]) -> dict[Term, Values]:
     An effect is the mean gain where a swap is in less the mean where it is not, an interaction half
     the change of one effect by the other swap: a cell's sign is the product over the term's swaps.
     """
-    order = sorted(max(gains, key=len))
+    order = sorted(frozenset().union(*gains))
     found = {}
     for size in range(1, len(order) + 1):
         for term in itertools.combinations(order, size):

@@ -102,8 +102,9 @@ def ratio_gains(reference: Values, candidate: Values) -> Values:
     Their mean is 100 (1 - mean(candidate) / mean(reference)); other examples change both means, so
     each example counts by how it moves the ratio (the delta method of a ratio of means).
     """
-    ratio = candidate.mean() / reference.mean()
-    return 100 * (1 - ratio + (ratio * reference - candidate) / reference.mean())
+    ratio = float(candidate.mean() / reference.mean())
+    gains: Values = 1 - ratio + (ratio * reference - candidate) / reference.mean()
+    return 100 * gains
 
 
 def smallest_p(seeds: int) -> float:

@@ -42,7 +42,7 @@ BREAKS: list[Break] = [
     ("the quantile of the fewer", STATISTICS, "np.average(quantiles, weights=parts) if any(parts) "
      "else max(quantiles)", "max(quantiles)"),
     ("a ratio's reference taken as constant", STATISTICS,
-     "(1 - ratio + (ratio * reference - candidate) / reference.mean())",
+     "1 - ratio + (ratio * reference - candidate) / reference.mean()",
      "(reference - candidate) / reference.mean()"),
     ("pairing by order, not by seed", EFFECTS, "losses[b, seed] / losses[a, seed]",
      "losses[b, seed] / losses[a, min(s for c, s in losses if c == a)]"),
