@@ -106,16 +106,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         warn(resources.note)
     with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
         refuse_other_study(plan, ledger)
-        if left_out := _left_out(plan, ledger):
-            warn(
-                f"left out of the report, though this study has it: {', '.join(left_out)} "
-                "(--stages and --cells name all of a study)"
-            )
-        if count := outdated(plan, ledger):
-            warn(
-                f"{count} finished trials are of other code, blocks or versions than today's, "
-                "and are trained again"
-            )
+        _warn_of_earlier_runs(plan, ledger)
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
         left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
         if done := len(plan.trials) - len(left):
@@ -154,6 +145,20 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         show(document, console)
     tell_where(paths[0], launch, console)
     return _conclude(unfinished, ledger, console)
+
+
+def _warn_of_earlier_runs(plan: Plan, ledger: Ledger) -> None:
+    """Say what the study's directory has that this plan leaves out, or trains again."""
+    if left_out := _left_out(plan, ledger):
+        warn(
+            f"left out of the report, though this study has it: {', '.join(left_out)} "
+            "(--stages and --cells name all of a study)"
+        )
+    if count := outdated(plan, ledger):
+        warn(
+            f"{count} finished trials are of other code, blocks or versions than today's, "
+            "and are trained again"
+        )
 
 
 def _is_over(trial: Trial, plan: Plan, ledger: Ledger) -> bool:

@@ -100,8 +100,9 @@ def methods_section(plan: Plan) -> Section:
             f"{family}Improved or worse: adjusted p of a paired t test at most 0.05. Equivalent: "
             "two one-sided tests reject effects beyond the smallest one of interest. effects.csv "
             f"has {_exact(plan.seeds)}.",
-            "That each swap happened was checked: the built modules differ in the declared slots "
-            "and nowhere else, untrained outputs differ or are named above, curves differ.",
+            "That each swap happened was checked: the cells of a contrast differ in the declared "
+            "fields and in no other, and so do the built modules where blocks are swapped; "
+            "untrained outputs differ or are named above, curves differ.",
         ],
         tables=[_recipes(plan)],
     )

@@ -66,16 +66,7 @@ def make_plan(
 
     ``sources`` are the data sets to fine-tune on, by default the grid's own.
     """
-    if size not in SIZES:
-        raise unknown("size", size, SIZES)
-    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
-        raise UsageError(f"seeds must be from 1 to {MAX_SEEDS}, got {seeds}")
-    if not 0 < declared.smallest_effect < 100:
-        raise UsageError(
-            f"the smallest effect must be above 0 and below 100%, got {declared.smallest_effect}"
-        )
-    if declared.exploratory and declared.looks:
-        raise UsageError("--race and --asha: a race has verdicts, ASHA has none; choose one")
+    _check(size, seeds, declared)
     later = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     for_cell, for_recipe = divide({k: v for k, v in settings.items() if not k.startswith(PREFIX)})
     grid = _make_grid(grid_name, size, registry, for_cell, str(for_recipe.get("initial", "")))
@@ -129,6 +120,20 @@ def make_plan(
         aim=declared.aim,
         exploratory=declared.exploratory,
     )
+
+
+def _check(size: str, seeds: int | None, declared: Declared) -> None:
+    """Raise `UsageError` for what no grid could be planned with."""
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    if seeds is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"seeds must be from 1 to {MAX_SEEDS}, got {seeds}")
+    if not 0 < declared.smallest_effect < 100:
+        raise UsageError(
+            f"the smallest effect must be above 0 and below 100%, got {declared.smallest_effect}"
+        )
+    if declared.exploratory and declared.looks:
+        raise UsageError("--race and --asha: a race has verdicts, ASHA has none; choose one")
 
 
 def _count_seeds(given: int, declared: Declared) -> int:
