@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from ablate.document import Picture, Section, Table
+from ablate.effects import is_usable
 from ablate.findings import METRICS, Findings
 from ablate.ledger import Ledger
 from ablate.plan import Plan
@@ -60,7 +61,7 @@ def _cell_table(plan: Plan, ledger: Ledger, stage: Stage, dropped: Mapping[str, 
     for name in plan.costs:
         trials = plan.of_cell(name)
         done = _measured(trials, ledger, stage)
-        values = [mean_and_deviation(m[n] for m in done if n in m) for n in names]
+        values = [mean_and_deviation(_shown(n, m[n]) for m in done if n in m) for n in names]
         wanted = dropped.get(name, len(trials))
         early = ", dropped" * (wanted < len(trials))
         rows.append((name, *values, f"{len(done)}/{wanted}{early}"))
@@ -71,6 +72,12 @@ def _cell_table(plan: Plan, ledger: Ledger, stage: Stage, dropped: Mapping[str, 
         rows=rows,
         emphasised=_primary_rows(plan, rows),
     )  # fmt: skip
+
+
+def _shown(name: str, value: float) -> float:
+    """Return a metric, nan for a loss that no effect can use either."""
+    is_loss = name.partition("/")[2] in METRICS
+    return value if is_usable(value) or not is_loss else math.nan
 
 
 def _measured(trials: Sequence[Trial], ledger: Ledger, stage: Stage) -> list[dict[str, float]]:
@@ -104,17 +111,17 @@ def _cost_table(plan: Plan, ledger: Ledger) -> Table:
         header=("cell", "parameters", versus, "GFLOP per step", versus, "train s"),
         rows=rows,
         note=f"FFNs are matched in {plan.matching} with a plain MLP, as closely as inner widths "
-        "in steps of 8 allow. A step is of pretraining, forward and backward; seconds are of all "
-        "stages.",
+        "in steps of 8 allow. A step is of pretraining, forward and backward. Seconds are of all "
+        "stages and as the machine was: where the A/A cell's differ, so little do others tell.",
         emphasised=_primary_rows(plan, rows),
     )
 
 
 def mean_and_deviation(values: Iterable[float]) -> str:
-    """Return a column of numbers as mean and standard deviation, and how many are no numbers."""
+    """Return a column of numbers as mean and standard deviation, and how many are lost."""
     every = list(values)
     finite = [value for value in every if math.isfinite(value)]
-    lost = f" ({len(every) - len(finite)} not finite)" * (len(finite) < len(every))
+    lost = f" ({len(every) - len(finite)} unusable)" * (len(finite) < len(every))
     if not finite:
         return f"-{lost}"
     mean = statistics.mean(finite)

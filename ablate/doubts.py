@@ -44,6 +44,33 @@ def lost_pairs(
     return list(reasons)
 
 
+def copies(losses: Losses) -> list[str]:
+    """Return which seeds of a cell have one and the same loss: no two trainings end alike."""
+    found: dict[tuple[str, float], list[int]] = {}
+    for (cell, seed), loss in sorted(losses.items()):
+        found.setdefault((cell, loss), []).append(seed)
+    return [
+        f"{cell} has the same loss to the last digit with seeds {', '.join(map(str, seeds))}: "
+        "copies, or seeds without an effect"
+        for (cell, _), seeds in found.items()
+        if len(seeds) > 1
+    ]
+
+
+def ignorant(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
+    """Return which cells of the primary contrast are no better than knowing nothing."""
+    found = []
+    for metric, known in plan.references[plan.stages[0].name].items():
+        for cell in sorted(plan.primary.cells) if plan.primary else ():
+            own = [loss for (name, _), loss in losses.get(metric, {}).items() if name == cell]
+            if own and np.mean(own) >= known:
+                found.append(
+                    f"{cell} is no better than knowing nothing in {metric} ({np.mean(own):.4g}, "
+                    f"knowing nothing {known:.4g}): it has learned too little to tell of a swap"
+                )
+    return found
+
+
 def doubts(plan: Plan, losses: Losses, rule: Rule) -> list[str]:
     """Return which contrasts in the decisive loss are to be read with care, and why."""
     found: list[str] = []

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ablate.doubts import doubts, failed_seeds, lost_pairs
+from ablate.doubts import copies, doubts, failed_seeds, ignorant, lost_pairs
 from ablate.effects import Effect, Losses, Rule, effects
 from ablate.example_effects import ExampleEffect, example_effects
 from ablate.factorial import Attribution, attribute
@@ -66,6 +66,8 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
         problems=[
             *lost_pairs(plan, losses, DECISIVE, race),
             *doubts(plan, losses[DECISIVE], rule),
+            *copies(losses[DECISIVE]),
+            *ignorant(plan, losses),
             *unproven,
             *unusable,
         ],

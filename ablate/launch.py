@@ -152,7 +152,7 @@ def _warn_of_earlier_runs(plan: Plan, ledger: Ledger) -> None:
     if left_out := _left_out(plan, ledger):
         warn(
             f"left out of the report, though this study has it: {', '.join(left_out)} "
-            "(--stages and --cells name all of a study)"
+            "(--stages, --cells and --seeds name all of a study)"
         )
     if count := outdated(plan, ledger):
         warn(
@@ -268,12 +268,14 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
-    """Return the cells and fine-tunings that the study had when it last ran, and now has not."""
+    """Return the cells, fine-tunings and seeds that the study had when it last ran, and has not."""
     if not (ledger.directory / FILE).exists():
         return []
     before = read_plan(ledger.directory)
     now = {*plan.cells, *(stage.name for stage in plan.stages)}
-    return [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
+    left = [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
+    seeds = sorted({t.pair for t in before.trials} - {t.pair for t in plan.trials})
+    return left + [f"seed {seed}" for seed in seeds]
 
 
 def outdated(plan: Plan, ledger: Ledger) -> int:

@@ -13,6 +13,7 @@ from ablate.ledger import Ledger
 from ablate.plan import Plan, read_launches
 from ablate.race import needed
 from ablate.statistics import EXACT_PAIRS, smallest_p
+from ablate.trial import Trial
 
 
 def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
@@ -25,7 +26,7 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
     for trial in needed(plan, found.race):
         if ledger.result(trial) is None and ledger.stopped(trial) is None:
-            reason = (ledger.failure(trial) or "has not run yet").strip().splitlines()[-1]
+            reason = (ledger.failure(trial) or _no_result(trial, ledger)).strip().splitlines()[-1]
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
     items += [f"{words[:1].upper()}{words[1:]}." for words in found.problems]
     items += _early_stops(plan, ledger)
@@ -34,6 +35,14 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     if 0 < few < 3:
         items.append(f"Too few seeds: {few}; verdicts need three, and six to be worth much.")
     return [Section(title="Left out, failed, or doubtful", items=items)] if items else []
+
+
+def _no_result(trial: Trial, ledger: Ledger) -> str:
+    """Return why a trial that has not failed has no result."""
+    lost = [stage for stage in trial.stages if ledger.record(trial, stage) is None]
+    if (ledger.folder(trial) / lost[0].folder / "result.json").exists():
+        return "its result.json is damaged, or of another trial; the study's command makes it anew"
+    return "has not run yet"
 
 
 def _other_launches(plan: Plan, ledger: Ledger) -> list[str]:

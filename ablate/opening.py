@@ -76,14 +76,22 @@ def _what(plan: Plan, found: Findings, main: Effect) -> str:
 
 
 def _meaning(effect: Effect, smallest: float) -> str:
-    small = abs(effect.estimate) < smallest
     return {
         "improved": f"a clear improvement (p = {effect.p_adjusted:.2g})"
-        + (f", though below the {smallest:g}% declared to be of interest" if small else ""),
+        + _of_interest(effect, smallest),
         "worse": f"that is, the loss is clearly worse (p = {effect.p_adjusted:.2g})",
         "equivalent": f"equivalent: within {smallest:g}%, the smallest effect of interest",
         "inconclusive": _why_inconclusive(effect),
     }.get(effect.verdict, f"{effect.verdict}: nothing can be said of it")
+
+
+def _of_interest(effect: Effect, smallest: float) -> str:
+    """Return whether a clear improvement is as large as was declared to be of interest."""
+    if effect.low >= smallest:
+        return ""
+    if effect.high < smallest:
+        return f", though below the {smallest:g}% declared to be of interest"
+    return f", though whether it is the {smallest:g}% declared to be of interest cannot be told"
 
 
 def _why_inconclusive(effect: Effect) -> str:
@@ -111,7 +119,8 @@ def _which(plan: Plan, found: Findings) -> str:
         words = ", ".join(f"{e.contrast} {percent(e)} ({e.verdict})" for e in clear)
         start = f"Of the {other}single swaps these are clear: {words}"
     else:
-        start = f"No {other}single swap is clear, the best is {best.contrast} with {percent(best)}"
+        largest = f"the largest improvement is {percent(best)} by {best.contrast}"
+        start = f"No {other}single swap is clear, {largest}"
     whole = found.attributions.get(DECISIVE)
     return f"{start}; {adding_up(whole, plan.smallest_effect)}." if whole else f"{start}."
 
@@ -138,7 +147,7 @@ def _in_sum(clear: Sequence[Effect]) -> str:
 def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     count = len(main.seeds)
     if count < FEWEST_SEEDS:
-        return f"How sure: not at all, {seeds_words(main.seeds)} allow no verdict (give 6 or more)."
+        return f"How sure: not at all, {seeds_words(main.seeds)} is too few for a verdict (give 6)."
     if not main.deviation > ROUNDING:
         return "How sure: not at all, every seed shows the same (see what is doubtful below)."
     share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
@@ -152,7 +161,7 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     others = ""
     if spreads:
         usual = _detectable(plan, count, statistics.median(spreads), (1 - share) / len(spreads))
-        others = f", in a usual other contrast one of {usual:.2g}%"
+        others = f", in a usual other contrast one of {_digits(usual)}%"
     noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
     again = "the reference trained again under other seeds differs from itself by"
     over = f" over {seeds_words(noise[0].seeds)}" if noise and len(noise[0].seeds) != count else ""
@@ -160,9 +169,13 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     return (
         f"How sure: improvements of this contrast vary by {main.deviation:.2f}% from seed to seed, "
         f"so {count} seeds find an effect of {smallest:.2g}% four times out of five (somewhere "
-        f"from {low:.2g} to {high:.2g}%, for {count} seeds do not tell the variation well)"
-        f"{others}{floor}."
+        f"from {_digits(low)} to {_digits(high)}%, for {count} seeds do not tell the variation "
+        f"well){others}{floor}."
     )
+
+
+def _digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
 def _detectable(plan: Plan, seeds: int, deviation: float, share: float) -> float:

@@ -120,24 +120,25 @@ def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
     """Return the smallest p and the smallest effects that the seeds can show."""
     if not plan.contrasts:
         return []
+    if plan.seeds < FEWEST_SEEDS:
+        return [
+            f"{plan.seeds} seed{'s' * (plan.seeds > 1)}: fewer than {FEWEST_SEEDS} allow no verdict"
+        ]
     lines = [
-        f"with {plan.seeds} seed{'s' * (plan.seeds > 1)} no two-sided sign-flip p can be below "
+        f"with {plan.seeds} seeds no two-sided sign-flip p can be below "
         f"{smallest_p(plan.seeds):.3g}; the t test, by which verdicts go, has no such bound"
     ]
-    if plan.seeds < FEWEST_SEEDS:
-        lines.append(f"fewer than {FEWEST_SEEDS} seeds allow no verdict")
-    else:
-        found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
-        others = len(plan.contrasts) - ("primary" in found)
-        words = {
-            "primary": "for the primary",
-            "other": f"for the first of {others} other contrasts",
-        }
-        effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in found.items())
-        lines.append(
-            f"found four times out of five: an effect of {effects} (if improvements vary by "
-            f"{outlook.deviation:.2g}% from seed to seed: {outlook.source})"
-        )
+    found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
+    others = len(plan.contrasts) - ("primary" in found)
+    words = {
+        "primary": "for the primary",
+        "other": f"for the first of {others} other contrasts",
+    }
+    effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in found.items())
+    lines.append(
+        f"found four times out of five: an effect of {effects} (if improvements vary by "
+        f"{outlook.deviation:.2g}% from seed to seed: {outlook.source})"
+    )
     return lines
 
 

@@ -76,8 +76,10 @@ def effects_section(plan: Plan, found: Findings) -> Section:
             "Improvement (reference - candidate) / reference in percent on the test split, paired "
             f"by seed, with 95% t intervals{race}. Positive is better. p is the paired t test's, "
             "adjusted so that a study of no true effects says improved or worse in one metric of "
-            "one stage at most 5% of the time; intervals are not adjusted for the number of "
-            f"contrasts.{averages}",
+            "one stage at most 5% of the time. Intervals are not adjusted for the number of "
+            "contrasts: one may lie off zero beside a verdict of inconclusive. Equivalent goes by "
+            "two tests at 5%, that is by a 90% interval, which is narrower than the one shown."
+            f"{averages}",
         ],
         tables=tables,
         pictures=pictures,
@@ -161,9 +163,10 @@ def _terms_table(found: Findings) -> Table:
     return _parts_table(
         "Main effects and interactions",
         {metric: whole.terms for metric, whole in found.attributions.items()},
-        "With seed as block, in percent of the baseline's loss. A positive interaction says that "
-        "the swaps help each other. p is Holm-adjusted, main effects and interactions each among "
-        "themselves.",
+        "With seed as block. A positive interaction says that the swaps help each other. Main "
+        "effects are those of the table of effects but for two things: they are in percent of the "
+        "baseline's loss, not of each setting's, and p is Holm-adjusted among themselves only (and "
+        "that of interactions among those).",
         tested=True,
     )
 

@@ -95,7 +95,14 @@ def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
     except UsageError:
         return None
     whole = isinstance(found, dict) and (stage.is_search or (folder / "model" / CONFIG).exists())
-    return found if whole and found.get("key") == stage.key else None
+    return found if whole and found.get("key") == stage.key and _has_numbers(found, stage) else None
+
+
+def _has_numbers(record: dict[str, Any], stage: Stage) -> bool:
+    metrics = record.get("metrics")
+    if not isinstance(metrics, dict) or not (stage.is_search or "test/coca" in metrics):
+        return False
+    return all(type(value) in (int, float) for value in metrics.values())
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:

@@ -78,7 +78,8 @@ def _of_search(study: Path) -> dict[str, dict[str, Any]]:
 
 
 def _of_trial(trial: Trial, ledger: Ledger) -> dict[str, Any]:
-    failure = (ledger.failure(trial) or "").strip().splitlines()
+    over = ledger.result(trial) is not None
+    failure = [] if over else (ledger.failure(trial) or "").strip().splitlines()
     return {
         "cell": trial.name,
         "seed": trial.seed,

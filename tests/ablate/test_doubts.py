@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 from studies import finish, planned, write_result
@@ -46,7 +47,7 @@ def test_every_loss_that_cannot_be_used_is_named(shapes: str, tmp_path: Path) ->
     assert found.problems == ["grr, seed 0: contrastive is 0.0; the pair is left out"]
     assert [len(e.seeds) for e in found.effects] == [3, 4, 4]
     (cells,) = [s for s in make_report(plan, ledger, found).sections if s.title == "Cells"]
-    assert cells.tables[0].rows[2][7] == "0.100 ± 0.000 (1 not finite)"
+    assert cells.tables[0].rows[2][7] == "0.100 ± 0.000 (1 unusable)"
 
 
 def test_a_cell_that_varies_more_than_its_reference_is_named(shapes: str, tmp_path: Path) -> None:
@@ -59,6 +60,39 @@ def test_a_cell_that_varies_more_than_its_reference_is_named(shapes: str, tmp_pa
     assert words.startswith("losses of grr vary 6")
     assert "times as much over seeds as those of baseline" in words
     assert lost_pairs(plan, {DECISIVE: losses | wild}, DECISIVE, None) == []
+
+
+def test_copies_and_models_that_know_nothing_are_named(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3)
+    finish(plan, ledger)
+    same = {"test/coca": 12.5}
+    for trial in plan.of_cell("grr")[:2]:
+        write_result(plan, ledger, trial, trial.stages[0], 0.3, **same)
+    for trial in plan.of_cell("baseline"):
+        write_result(plan, ledger, trial, trial.stages[0], 0.3, **{"test/perplexity": 1000.0})
+    found = make_findings(plan, ledger).problems
+    assert found == [
+        "grr has the same loss to the last digit with seeds 0, 1: copies, or seeds without an "
+        "effect",
+        "baseline is no better than knowing nothing in perplexity (1000, knowing nothing 999): it "
+        "has learned too little to tell of a swap",
+    ]
+
+
+def test_a_damaged_result_is_none_and_named(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=4)
+    finish(plan, ledger)
+    one, two, three, _ = plan.of_cell("grr")
+    write_result(plan, ledger, one, one.stages[0], 0.3, **{"test/coca": "good"})  # type: ignore[arg-type]
+    path = ledger.folder(two) / "result.json"
+    path.write_text(path.read_text().replace("test/coca", "test/cocoa"))
+    shutil.copy(path, ledger.folder(three) / "result.json")
+    found = make_findings(plan, ledger)
+    assert found.effects[-1].seeds == (3,)
+    (lost,) = [s for s in make_report(plan, ledger, found).sections if "Left out" in s.title]
+    for seed in range(3):
+        words = "its result.json is damaged, or of another trial"
+        assert any(f"No result for grr seed {seed}: {words}" in item for item in lost.items)
 
 
 def test_pairs_that_no_look_of_a_race_uses_are_named(shapes: str, tmp_path: Path) -> None:

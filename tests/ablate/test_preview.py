@@ -87,7 +87,7 @@ def test_estimates_are_marked(shapes: str) -> None:
 
 def test_one_seed_promises_no_effect(shapes: str) -> None:
     text = describe(plan := planned(shapes, seeds=1), outlook(plan))
-    assert "with 1 seed no two-sided sign-flip p can be below 1" in text
+    assert "1 seed: fewer than 3 allow no verdict" in text
     assert "four times out of five" not in text
 
 
