@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -155,10 +157,20 @@ def _warn_of_earlier_runs(plan: Plan, ledger: Ledger) -> None:
             "(--stages, --cells and --seeds name all of a study)"
         )
     if count := outdated(plan, ledger):
+        kept = keep_plan(ledger)
         warn(
-            f"{count} finished trials are of other code, blocks or versions than today's, "
-            "and are trained again"
+            f"{count} finished trials are of other code, blocks or versions than today's, and are "
+            f"trained again; {kept.name} keeps their plan (as study.json in a copy of the "
+            "directory it reports them again)"
         )
+
+
+def keep_plan(ledger: Ledger) -> Path:
+    """Copy a plan, before it is replaced, to a name of its own: else no report has its trials."""
+    numbers = itertools.count(1)
+    kept = next(p for n in numbers if not (p := ledger.directory / f"study-{n}.json").exists())
+    shutil.copyfile(ledger.directory / FILE, kept)
+    return kept
 
 
 def _is_over(trial: Trial, plan: Plan, ledger: Ledger) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import pytest
 from samples import SMALL
 from studies import finish, planned
 
-from ablate.launch import Launch, outdated, refuse_other_study, tell_where
+from ablate.launch import Launch, keep_plan, outdated, refuse_other_study, tell_where
 from ablate.ledger import Ledger
 from ablate.options import parse_settings
-from ablate.plan import Plan, write_plan
+from ablate.plan import Plan, read_plan, write_plan
 from ablate.planner import make_plan
 from ablate.run import main, make_console
 from blocks import UsageError, default_registry
@@ -281,6 +282,21 @@ def test_finished_trials_under_other_keys_are_counted(shapes: str, tmp_path: Pat
     ]
     assert outdated(dataclasses.replace(plan, trials=trials), ledger) == 3
     assert outdated(plan, Ledger(tmp_path / "new")) == 0
+
+
+def test_the_plan_of_trials_of_other_code_is_kept(shapes: str, tmp_path: Path) -> None:
+    plan, ledger = planned(tmp_path / "a", shapes, grid="paper", seeds=3)
+    finish(plan, ledger)
+    kept = keep_plan(ledger)
+    assert (kept.name, keep_plan(ledger).name) == ("study-1.json", "study-2.json")
+    settings = {**SETTINGS, "steps": 9, "data": shapes}
+    later = make_plan("paper", "nano", 1, settings, default_registry(), [])
+    write_plan(later, tmp_path / "a", {})
+    assert not any(ledger.result(trial) for trial in read_plan(tmp_path / "a").trials)
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    shutil.move(copy / kept.name, copy / "study.json")
+    assert read_plan(copy) == plan
+    assert all(Ledger(copy).result(trial) for trial in read_plan(copy).trials)
 
 
 def test_another_study_in_the_directory_is_refused(
