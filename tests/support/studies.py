@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,14 @@ LAUNCH = {
 }  # fmt: skip
 
 
+@functools.cache
+def _made(
+    grid: str, seeds: int, settings: tuple[Any, ...], sources: tuple[str, ...], declared: Declared
+) -> Plan:
+    """Return a plan, made once for all tests that ask for the same: it takes seconds."""
+    return make_plan(grid, "nano", seeds, dict(settings), default_registry(), sources, declared)
+
+
 def planned(
     directory: Path,
     shapes: str,
@@ -45,9 +54,7 @@ def planned(
     """Plan a study of small cells and write the plan, cells under other names if asked."""
     settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
                 "evaluation_batch": 16, **(changed or {})}  # fmt: skip
-    plan = make_plan(
-        grid, "nano", seeds, settings, default_registry(), sources, declared or Declared()
-    )
+    plan = _made(grid, seeds, tuple(settings.items()), tuple(sources), declared or Declared())
     write_plan(plan, directory, LAUNCH)
     text = (directory / FILE).read_text(encoding="utf-8")
     for old, new in (rename or {}).items():
