@@ -41,7 +41,6 @@ CASES = [
         0,
         ["a clear improvement", "No single swap is clear, the largest", "four times"],
     ),
-    ("each", 3, 0.1, 0, ["a clear improvement", "clearly worsen, the best of them", "How sure"]),
     (
         "paper",
         6,
