@@ -20,8 +20,11 @@ SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
 def cells_section(plan: Plan, ledger: Ledger, found: Findings) -> Section:
     """Return what the cells reach in every stage."""
     dropped = found.race.seeds if found.race else {}
-    first = plan.stages[0]
-    counts = {len(_measured(plan.of_cell(name), ledger, first)) for name in plan.costs}
+    measured = [
+        {name: _measured(plan.of_cell(name), ledger, stage) for name in plan.costs}
+        for stage in plan.stages
+    ]
+    uneven = len({len(done) for done in measured[0].values()}) > 1
     apart = (
         " Cells here have different seeds, which these means do not make up for: compare cells by "
         "their effects, which do."
@@ -31,10 +34,13 @@ def cells_section(plan: Plan, ledger: Ledger, found: Findings) -> Section:
         paragraphs=[
             f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
             "nothing' is the contrastive loss of a coin and the perplexity of the training "
-            "captions' token frequencies. CIDEr is of greedy captions." + apart * (len(counts) > 1)
+            "captions' token frequencies. CIDEr is of greedy captions." + apart * uneven
         ],
         tables=[
-            *(_cell_table(plan, ledger, stage, dropped) for stage in plan.stages),
+            *(
+                _cell_table(plan, stage, own, dropped)
+                for stage, own in zip(plan.stages, measured, strict=True)
+            ),
             _cost_table(plan, ledger),
         ],
         pictures=[
@@ -53,17 +59,20 @@ def cells_section(plan: Plan, ledger: Ledger, found: Findings) -> Section:
     )
 
 
-def _cell_table(plan: Plan, ledger: Ledger, stage: Stage, dropped: Mapping[str, int]) -> Table:
+def _cell_table(
+    plan: Plan,
+    stage: Stage,
+    measured: Mapping[str, Sequence[Mapping[str, float]]],
+    dropped: Mapping[str, int],
+) -> Table:
     known = plan.references[stage.name]
     chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
     rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 3))]
     names = [f"test/{k}" for k in (*METRICS, *RECALLS, "cider")] + ["last/coca"]
-    for name in plan.costs:
-        trials = plan.of_cell(name)
-        done = _measured(trials, ledger, stage)
+    for name, done in measured.items():
         values = [mean_and_deviation(_shown(n, m[n]) for m in done if n in m) for n in names]
-        wanted = dropped.get(name, len(trials))
-        early = ", dropped" * (wanted < len(trials))
+        wanted = dropped.get(name, plan.seeds)
+        early = ", dropped" * (wanted < plan.seeds)
         rows.append((name, *values, f"{len(done)}/{wanted}{early}"))
     return Table(
         title=f"Cells: {stage.name}",

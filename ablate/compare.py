@@ -15,8 +15,8 @@ from ablate.document import Document, Section, Table
 from ablate.effects import FEWEST_SEEDS, Effect, Losses, effects
 from ablate.findings import DECISIVE, METRICS, metric_sets, rule_of
 from ablate.grid import Contrast
-from ablate.opening import seeds_words, stamp
-from ablate.sections import percent, shown, verdict_words
+from ablate.opening import stamp
+from ablate.sections import percent, seeds_words, shown, verdict_words
 from ablate.sides import (
     Effects,
     Side,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +12,15 @@ from ablate.examples import read_examples
 from ablate.grid import Contrast
 from ablate.ledger import Ledger
 from ablate.plan import Plan
-from ablate.statistics import Values, clustered_interval, ratio_gains
+from ablate.statistics import Clustered, Values, clustered_interval, ratio_gains
 from ablate.trial import Trial
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExampleEffect:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleEffect(Clustered):
     """A contrast's improvement in percent, with what held-out examples add to its uncertainty.
 
-    ``seed_error`` is the standard error over seeds, ``example_error`` that over examples, clustered
-    by caption (or by batch, for contrastive losses), ``error`` the two-way clustered one, and the
-    interval is made of that: it is for other seeds and other examples.
+    Examples are clustered by caption, or by batch, for contrastive losses.
     """
 
     contrast: str
@@ -29,12 +28,6 @@ class ExampleEffect:
     seeds: int
     examples: int
     clusters: int
-    estimate: float
-    seed_error: float
-    example_error: float
-    error: float
-    low: float
-    high: float
 
 
 def example_effects(
@@ -59,17 +52,12 @@ def _effect(
 ) -> ExampleEffect:
     found = clustered_interval(values, clusters, confidence(rule, len(values)))
     return ExampleEffect(
+        **dataclasses.asdict(found),
         contrast=contrast.name,
         metric=metric,
         seeds=len(values),
         examples=values.shape[1],
         clusters=len(set(clusters.tolist())),
-        estimate=found.estimate,
-        seed_error=found.seed_error,
-        example_error=found.example_error,
-        error=found.error,
-        low=found.low,
-        high=found.high,
     )
 
 

@@ -48,6 +48,11 @@ class Attribution:
     terms: list[Part]
     additive_gap: Part
 
+    @property
+    def interactions(self) -> list[Part]:
+        """Return the terms that are of several swaps: they come after one for each swap."""
+        return self.terms[len(self.shapley) :]
+
 
 def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: Rule) -> Attribution | None:
     """Return the analysis of a full factorial, or None where no seed has all of its cells.

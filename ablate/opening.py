@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from ablate.effects import FEWEST_SEEDS, Effect, Rule, verdict_is_clear
 from ablate.findings import DECISIVE, FINETUNED, METRICS, Findings
 from ablate.plan import Plan
-from ablate.sections import adding_up, percent
-from ablate.sequential import level
-from ablate.statistics import ALPHA, ROUNDING, detectable_effect, deviation_interval
+from ablate.sections import adding_up, percent, seeds_words
+from ablate.sequential import detectable_at
+from ablate.statistics import ALPHA, ROUNDING, deviation_interval
 
 MOST_NAMED = 4  # of clear effects in a sentence
 
@@ -151,7 +151,7 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     if not main.deviation > ROUNDING:
         return "How sure: not at all, every seed shows the same (see what is doubtful below)."
     share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
-    smallest = _detectable(plan, count, main.deviation, share)
+    smallest = detectable_at(plan.looks, count, main.deviation, ALPHA * share)
     low, high = (smallest * x / main.deviation for x in deviation_interval(main.deviation, count))
     spreads = [
         e.deviation
@@ -160,7 +160,8 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     ]
     others = ""
     if spreads:
-        usual = _detectable(plan, count, statistics.median(spreads), (1 - share) / len(spreads))
+        alpha = ALPHA * (1 - share) / len(spreads)
+        usual = detectable_at(plan.looks, count, statistics.median(spreads), alpha)
         others = f", in a usual other contrast one of {_digits(usual)}%"
     noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
     again = "the reference trained again under other seeds differs from itself by"
@@ -178,16 +179,5 @@ def _digits(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _detectable(plan: Plan, seeds: int, deviation: float, share: float) -> float:
-    """Return the effect found with 80% power at a share of alpha, at the looks of a race."""
-    alpha = level(plan.looks, seeds, ALPHA * share) if plan.looks else ALPHA * share
-    return detectable_effect(seeds, deviation, alpha)
-
-
 def _seeds_named(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
-
-
-def seeds_words(seeds: Sequence[int]) -> str:
-    """Return "3 seeds" or "1 seed"."""
-    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"

@@ -20,8 +20,8 @@ from ablate.measure import Conditions
 from ablate.plan import Plan, read_plan
 from ablate.resources import Resources, Scheduling, choose_resources
 from ablate.search_methods import trials_left
-from ablate.sequential import level
-from ablate.statistics import ALPHA, detectable_effect
+from ablate.sequential import detectable_at
+from ablate.statistics import ALPHA
 from ablate.trial import PRETRAIN
 from blocks import UsageError
 
@@ -117,20 +117,16 @@ def smallest_effects(
     The primary contrast has its share of alpha, the others the rest by Holm's method; in a race of
     so many seeds, what is left of it at the last of the ``looks``.
     """
-
-    def found_at(alpha: float) -> float:
-        last = level(looks, seeds, alpha) if looks and seeds == looks[-1] else alpha
-        return detectable_effect(seeds, deviation, last)
-
     others = sum(not contrast.primary for contrast in contrasts)
     share = Rule().primary_share if others else 1.0
     found = {}
     if others < len(contrasts):
-        found["primary"] = found_at(ALPHA * share)
+        found["primary"] = detectable_at(looks, seeds, deviation, ALPHA * share)
     else:
         share = 0.0
     if others:
-        found["other"] = found_at(ALPHA * (1 - share) / others)
+        alpha = ALPHA * (1 - share) / others
+        found["other"] = detectable_at(looks, seeds, deviation, alpha)
     return found
 
 

@@ -126,13 +126,12 @@ def attribution_section(plan: Plan, found: Findings) -> list[Section]:
     if plan.exploratory or not (whole := found.attributions.get(DECISIVE)):
         return []
     words = adding_up(whole, plan.smallest_effect)
-    seeds = f"{len(whole.seeds)} seed{'s' * (len(whole.seeds) != 1)}"
     return [
         Section(
             title="What each swap contributes",
             paragraphs=[
-                f"{words[0].upper()}{words[1:]}. Over the {seeds} with which all "
-                f"{len(plan.factorial)} cells have a result, all swaps together gain "
+                f"{words[0].upper()}{words[1:]}. Over the {seeds_words(whole.seeds)} with which "
+                f"all {len(plan.factorial)} cells have a result, all swaps together gain "
                 f"{part_shown(whole.gain)} there. Intervals here are not adjusted for their "
                 "number: verdicts go by the table of effects."
             ],
@@ -190,7 +189,7 @@ def adding_up(found: Attribution, smallest: float) -> str:
     They do not where an interaction is clear, and they do where none is and the gap between the
     gain and the sum of the single swaps' is surely below the smallest effect of interest.
     """
-    clear = [part for part in found.terms if " x " in part.name and part.p <= ALPHA]
+    clear = [part for part in found.interactions if part.p <= ALPHA]
     if clear:
         named = ", ".join(f"{part.name} {part_shown(part, tested=True)}" for part in clear)
         return f"the swaps do not simply add up: {named}"
@@ -276,3 +275,8 @@ def _interval(low: float, high: float) -> str:
 def verdict_words(effect: Effect) -> str:
     """Return an effect's verdict, or a dash where no seed has it."""
     return effect.verdict if effect.seeds else "-"
+
+
+def seeds_words(seeds: Sequence[int]) -> str:
+    """Return "3 seeds" or "1 seed"."""
+    return f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"

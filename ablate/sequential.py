@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ablate.statistics import ALPHA, Values
+from ablate.statistics import ALPHA, Values, detectable_effect
 from blocks import UsageError
 
 PATHS = 200_000  # simulated studies without an effect; p = 0.001 is then known to within 7%
@@ -100,6 +100,13 @@ def level(
     if not reached:
         return 0.0
     return float(_critical(looks, alpha, spending) * weights(looks, spending)[reached - 1])
+
+
+def detectable_at(
+    looks: tuple[int, ...], seeds: int, deviation: float, alpha: float = ALPHA
+) -> float:
+    """Return the smallest true effect found with 80% power, in a race at the last look reached."""
+    return detectable_effect(seeds, deviation, level(looks, seeds, alpha) if looks else alpha)
 
 
 def spent(looks: tuple[int, ...], alpha: float = ALPHA) -> list[float]:
