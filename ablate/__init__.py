@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ablate import run
-    from ablate.study import Study
+    from ablate.cli import run
+    from ablate.report.study import Study
 
 __all__ = ["Study", "run"]
 
@@ -21,7 +21,7 @@ if not TYPE_CHECKING:  # a type checker would find every name here
     def __getattr__(name: str) -> Any:
         """Import what is asked for, so that `import ablate` itself loads neither torch nor Ray."""
         if name == "Study":
-            return importlib.import_module("ablate.study").Study
+            return importlib.import_module("ablate.report.study").Study
         if name == "run":
-            return importlib.import_module("ablate.run")  # a module that can be called
+            return importlib.import_module("ablate.cli.run")  # a module that can be called
         raise AttributeError(f"module 'ablate' has no attribute {name!r}")

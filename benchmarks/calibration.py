@@ -25,14 +25,14 @@ import numpy as np
 import scipy
 from simulated import DEVIATION, NOISES, PILOT, Generator, draw_gains, grid_of, simulate, true_gain
 
-from ablate.effects import Effect, Losses, Rule, effects, verdict_is_clear
-from ablate.factorial import attribute
-from ablate.grid import Contrast, Grid
-from ablate.grids import PAPER
-from ablate.plan import AGAIN
-from ablate.race import AIMS, IMPROVEMENTS, hold_race
-from ablate.sequential import spent, usual_looks
-from ablate.statistics import ALPHA, clustered_interval, power, ratio_gains
+from ablate.core.grid import Contrast, Grid
+from ablate.core.grids import PAPER
+from ablate.core.plan import AGAIN
+from ablate.stats.effects import Effect, Losses, Rule, effects, verdict_is_clear
+from ablate.stats.factorial import attribute
+from ablate.stats.race import AIMS, IMPROVEMENTS, hold_race
+from ablate.stats.sequential import spent, usual_looks
+from ablate.stats.tests_and_intervals import ALPHA, clustered_interval, power, ratio_gains
 
 SEEDS = (3, 5, 8, 20)
 

@@ -23,8 +23,8 @@ import PIL
 import torch
 from PIL import Image
 
+from ablate.core.recipe import Recipe
 from ablate.data import TrainBatches, encode_split, images, open_pairs, open_tokenizer
-from ablate.recipe import Recipe
 
 PHOTOGRAPHS = 1000
 PROCESSES = 10

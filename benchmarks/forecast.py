@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from ablate.budget import total_seconds, work_left
-from ablate.forecast import forecast
-from ablate.ledger import Ledger
-from ablate.outlook import make_conditions
-from ablate.plan import read_plan
-from ablate.planner import make_plan
-from ablate.provenance import device_name
-from ablate.resources import Scheduling, cores
+from ablate.cli.run import make_conditions
+from ablate.core.ledger import Ledger
+from ablate.core.plan import read_plan
+from ablate.core.provenance import device_name
+from ablate.core.resources import Scheduling, cores
+from ablate.planning.budget import total_seconds, work_left
+from ablate.planning.forecast import forecast
+from ablate.planning.planner import make_plan
 from blocks import default_registry
 
 SEEDS = 2

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ablate.core.recipe import RECIPES
+from ablate.core.trial import make_trial
 from ablate.data import open_pairs
-from ablate.recipe import RECIPES
-from ablate.train import Training
-from ablate.trial import make_trial
+from ablate.training.train import Training
 from assemblies import preset
 from blocks import default_registry
 

@@ -2,7 +2,7 @@
 
 A ledger of 200 trials with 200 logged steps each is made up from one real, short trial (its metrics
 with noise), and followed through the Tracker as a study would be. Measured are how long a call
-keeps its caller, how long writing takes, the size of the sqlite file, how long `ablate.sync` needs
+keeps its caller, how long writing takes, the size of the sqlite file, how long `ablate.tracking.sync` needs
 to find nothing to do, and the seconds until the UI's pages show their rows in headless Chromium
 (chromium and chromedriver must be installed). Writes mlflow_scale.json beside itself.
 """
@@ -29,13 +29,14 @@ from typing import Any
 
 import torch
 
-from ablate.findings import make_findings
-from ablate.ledger import Ledger
-from ablate.plan import Plan, write_plan
-from ablate.planner import make_plan
-from ablate.provenance import launch_note
-from ablate.stages import read_curve, run_trial
-from ablate.tracking import Tracker
+from ablate.analysis.results import make_findings
+from ablate.core.ledger import Ledger
+from ablate.core.plan import Plan, write_plan
+from ablate.core.provenance import launch_note
+from ablate.core.records import read_curve
+from ablate.planning.planner import make_plan
+from ablate.tracking.tracker import Tracker
+from ablate.training.stages import run_trial
 from blocks import default_registry
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -118,7 +119,7 @@ def browse(uri: str, cells: list[str]) -> dict[str, list[float]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "ablate.ui", "--mlflow", uri, "--port", str(port)]
+    command = [sys.executable, "-m", "ablate", "ui", "--mlflow", uri, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, Browser() as page:
         try:
             assert server.stdout is not None
@@ -178,7 +179,7 @@ def main() -> None:
             "writing": follow(plan, ledger, uri),
             "sqlite_megabytes": (folder / "mlflow.db").stat().st_size / 1e6,
         }
-        sync = [sys.executable, "-m", "ablate.sync", str(ledger.directory), "--mlflow", uri]
+        sync = [sys.executable, "-m", "ablate", "sync", str(ledger.directory), "--mlflow", uri]
         result["sync_with_nothing_to_do_seconds"] = timed(lambda: subprocess.check_call(sync))
         cells = list(plan.cells)
         result["page_seconds"] = browse(uri, cells)

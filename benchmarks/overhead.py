@@ -34,9 +34,9 @@ def loop(study: Path, count: int) -> dict[str, float]:
     """Train the first trials of a study's plan one after the other, in this process."""
     import torch
 
-    from ablate.execute import launch_order
-    from ablate.plan import read_plan
-    from ablate.stages import run_trial
+    from ablate.core.plan import read_plan
+    from ablate.execution.tune_runner import launch_order
+    from ablate.training.stages import run_trial
     from blocks import default_registry
 
     torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def steps_for(seconds: float, folder: Path) -> int:
 
 def measure(seconds: float, trials: int, in_loop: int) -> dict[str, Any]:
     """Return both ways' times and overheads."""
-    from ablate.resources import cores
+    from ablate.core.resources import cores
 
     slots = cores()
     with tempfile.TemporaryDirectory() as folder:

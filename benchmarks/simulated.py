@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ablate.grid import Contrast, Grid
-from ablate.grids import make_grid
+from ablate.core.grid import Contrast, Grid
+from ablate.core.grids import make_grid
 from blocks import default_registry
 
 LOSS = 12.9  # of the pilot's baseline

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ablate.grids import GRIDS
+from ablate.core.grids import GRIDS
 from blocks import default_registry
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +22,9 @@ ALLOWED = {
     "plugins": {"blocks"},
 }
 ONLY_IMPORTER = {
-    "ray": {"ablate/cluster.py", "ablate/execute.py", "ablate/worker.py"},
-    "mlflow": {"ablate/mlflow_store.py", "ablate/mlflow_batches.py"},
-    "optuna": {f"ablate/search{part}.py" for part in ("", "_blocks", "_recipes", "_space")},
+    "ray": {f"ablate/execution/{name}.py" for name in ("ray_cluster", "tune_runner", "ray_worker")},
+    "mlflow": {"ablate/tracking/mlflow_store.py", "ablate/tracking/mlflow_batches.py"},
+    "optuna": {f"ablate/search/{name}.py" for name in ("engine", "blocks", "recipes", "space")},
 }
 FILES = sorted(p for name in OURS for p in (ROOT / name).rglob("*.py") if "build" not in p.parts)
 

@@ -1,4 +1,4 @@
-"""`python -m ablate.data`: look at a set, or pack it into shards of small images."""
+"""`ablate data`: look at a set, or pack it into shards of small images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DONE, REFUSED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     forms = ", ".join(scheme.form for scheme in SCHEMES.values())
-    top = Parser(prog="python -m ablate.data", description=f"Sources of pairs: {forms}.")
+    top = Parser(prog="ablate data", description=f"Sources of pairs: {forms}.")
     commands = top.add_subparsers(dest="command", required=True)
     look = commands.add_parser(
         "inspect",
         help="count a source's pairs, captions and problems",
         description="Count a source's pairs, captions and problems. Exit code 1: a study would "
         "refuse the source.",
-        epilog="example: python -m ablate.data inspect embedded:icons --sheet icons.png",
+        epilog="example: ablate data inspect embedded:icons --sheet icons.png",
     )
     look.add_argument("uri", metavar="URI")
     look.add_argument("--size", type=int, default=64, help="pixels of an image's side (default 64)")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="resize a source into WebDataset shards",
         description="Resize a source into WebDataset shards. The same command again keeps those "
         "that are finished.",
-        epilog="example: python -m ablate.data pack 'webdataset:/data/cc12m/{00000..01242}.tar' "
+        epilog="example: ablate data pack 'webdataset:/data/cc12m/{00000..01242}.tar' "
         "/data/cc12m-64 --size 64",
     )
     write.add_argument("uri", metavar="URI")

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ablate.core.recipe import Recipe
 from ablate.data.pairs import Pairs
 from ablate.data.tokenizer import encode
-from ablate.recipe import Recipe
 from assemblies.construct import stream_seed
 from blocks import UsageError
 

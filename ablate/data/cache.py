@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ablate.files import cache_directory
+from ablate.core.files import cache_directory
 from blocks import UsageError
 
 DEFAULT_GIB = 20.0

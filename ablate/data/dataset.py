@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from ablate.core.recipe import Recipe
 from ablate.data.batches import EncodedSplit, encode_split
 from ablate.data.pairs import Pairs, open_pairs
 from ablate.data.rows import SPLITS
 from ablate.data.tokenizer import open_tokenizer, read_tokenizer
-from ablate.recipe import Recipe
 from assemblies import CoCaConfig
 from assemblies.checkpoint import TOKENIZER
 

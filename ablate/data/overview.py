@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ablate.core.files import atomic
 from ablate.data.pairs import Pairs, max_skipped
 from ablate.data.rows import SPLITS, same_words
-from ablate.files import atomic
 
 COLUMNS, SHEET_ROWS = 6, 4
 PICTURE, LINE, LINES, MARGIN = 128, 12, 3, 8

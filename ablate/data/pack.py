@@ -18,11 +18,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from ablate.core.files import atomic, digest, read_json, write_json
 from ablate.data.images import Undecodable, decode_rows
 from ablate.data.pairs import refuse_poor
 from ablate.data.rows import Problems, Row, with_bytes
 from ablate.data.sources import open_source
-from ablate.files import atomic, digest, read_json, write_json
 from blocks import UsageError
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ablate.core.files import digest
 from ablate.data.cache import claim
 from ablate.data.images import Pixels, Undecodable, decode_rows
 from ablate.data.rows import Problems, Row, Source, same_words
 from ablate.data.sources import open_source
-from ablate.files import digest
 from blocks import UsageError
 
 MAX_SKIPPED = 0.01  # above this share of unusable pairs a source is refused

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from ablate.core.files import atomic, cache_directory, digest
 from ablate.data.pairs import Pairs
-from ablate.files import atomic, cache_directory, digest
 from assemblies import Marks
 from blocks import UsageError
 

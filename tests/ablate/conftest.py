@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 from samples import SMALL, shapes_rows, write_shard
 from tracked import REGISTRY, SHORT, Study, train
 
-from ablate.ledger import Ledger
-from ablate.plan import write_plan
-from ablate.planner import make_plan
-from ablate.provenance import launch_note
+from ablate.core.ledger import Ledger
+from ablate.core.plan import write_plan
+from ablate.core.provenance import launch_note
+from ablate.planning.planner import make_plan
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from ablate.stages import read_curve, run_trial
-from ablate.trial import Trial
+from ablate.core.records import read_curve
+from ablate.core.trial import Trial
+from ablate.training.stages import run_trial
 from blocks import default_registry
 
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from samples import SMALL
 
-from ablate.examples import write_examples
-from ablate.files import write_json, write_text
-from ablate.ledger import Ledger
-from ablate.plan import FILE, Plan, read_plan, write_plan
-from ablate.planner import Declared, make_plan
-from ablate.trial import Stage, Trial
+from ablate.core.files import write_json, write_text
+from ablate.core.ledger import Ledger
+from ablate.core.plan import FILE, Plan, read_plan, write_plan
+from ablate.core.trial import Stage, Trial
+from ablate.planning.planner import Declared, make_plan
+from ablate.training.example_losses import write_examples
 from assemblies import CoCaConfig
 from assemblies.structure import Structure, structure
 from blocks import default_registry

@@ -8,14 +8,14 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from ablate import sync
-from ablate.effects import Effect
-from ablate.findings import make_findings
-from ablate.ledger import Ledger
-from ablate.plan import Plan
-from ablate.stages import run_trial
-from ablate.tracking import Tracker
-from ablate.trial import Trial
+from ablate.analysis.results import make_findings
+from ablate.core.ledger import Ledger
+from ablate.core.plan import Plan
+from ablate.core.trial import Trial
+from ablate.stats.effects import Effect
+from ablate.tracking import sync
+from ablate.tracking.tracker import Tracker
+from ablate.training.stages import run_trial
 from blocks import default_registry
 
 REGISTRY = default_registry()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import traceback
 
-from ablate.ledger import Ledger
-from ablate.stages import run_trial
-from ablate.trial import Trial
+from ablate.core.ledger import Ledger
+from ablate.core.trial import Trial
+from ablate.training.stages import run_trial
 from blocks import Registry
 
 

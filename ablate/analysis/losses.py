@@ -1,0 +1,67 @@
+"""The losses that effects are computed from, by metric, stage, cell and seed."""
+
+from __future__ import annotations
+
+from ablate.core.ledger import Ledger
+from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
+from ablate.core.plan import Plan
+from ablate.core.trial import Trial
+from ablate.stats.effects import Losses, Rule
+from ablate.stats.race import Race, hold_race
+
+
+def rule_of(plan: Plan) -> Rule:
+    """Return how the study's verdicts are reached, as it was declared."""
+    return Rule(
+        smallest_effect=plan.smallest_effect,
+        looks=plan.looks,
+        aim=plan.aim,
+        exploratory=plan.exploratory,
+    )
+
+
+def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:
+    """Return what the looks of a race decide, by the decisive metric, as far as the ledger goes."""
+    losses = losses or stage_losses(plan, ledger)
+    settled = {
+        (trial.name, trial.pair)
+        for trial in plan.trials
+        if ledger.result(trial) is not None or ledger.failure(trial) is not None
+    }
+    families = [plan.contrasts, [plan.noise] if plan.noise else []]
+    return hold_race(families, DECISIVE, losses[DECISIVE], rule_of(plan), plan.cells, settled)
+
+
+def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
+    """Return test losses by metric, those of a fine-tuning with its name before it.
+
+    Of every finished stage, whatever became of the trial's later ones: to leave a pretraining out
+    because a fine-tuning failed would be to choose seeds by what came of them.
+    """
+    losses: dict[str, dict[tuple[str, int], float]] = {
+        f"{stage.prefix}{metric}": {} for stage in plan.stages for metric in METRICS
+    }
+    for trial in plan.trials:
+        for stage in trial.stages:
+            found = (ledger.record(trial, stage) or {}).get("metrics", {})
+            for metric in METRICS:
+                if f"test/{metric}" in found:
+                    place = trial.name, trial.pair
+                    losses[f"{stage.prefix}{metric}"][place] = found[f"test/{metric}"]
+    return dict(losses)
+
+
+def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
+    """Return the losses that each reported metric is made of: several for a mean over sets."""
+    sets = {name: [found] for name, found in losses.items()}
+    later = plan.stages[1:]
+    if later:
+        sets |= {f"{FINETUNED}{m}": [losses[s.prefix + m] for s in later] for m in METRICS}
+    return sets
+
+
+def needed(plan: Plan, race: Race | None) -> list[Trial]:
+    """Return the trials that a study needs, as far as is known: all, or those of a race."""
+    if race is None:
+        return plan.trials
+    return [trial for trial in plan.trials if trial.pair < race.reach([trial.name])]

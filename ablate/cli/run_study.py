@@ -1,0 +1,217 @@
+"""Runs or continues a planned study: trials, MLflow, the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from ablate.analysis.losses import held_race, needed
+from ablate.cli import progress
+from ablate.cli.console import show, warn
+from ablate.core.ledger import Ledger
+from ablate.core.plan import Plan, write_plan
+from ablate.core.provenance import launch_note, without_passwords
+from ablate.core.resources import Resources, Scheduling, choose_resources
+from ablate.core.study_identity import _left_out, keep_plan, outdated, refuse_other_study
+from ablate.core.trial import Trial
+from ablate.execution.ray_cluster import find_nodes, session, start
+from ablate.execution.study_log import study_log
+from ablate.figures.caption_sheet import draw_captions
+from ablate.report.build import write_report
+from ablate.report.race import look_words
+from ablate.tracking.mlflow_store import DEFAULT_STORE
+from ablate.tracking.tracker import Tracker
+from blocks import default_registry
+
+DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Watchers:
+    """Passes what happens on to the terminal and to MLflow."""
+
+    def __init__(self, shown: progress.Progress, tracker: Tracker) -> None:
+        self.shown, self.tracker = shown, tracker
+
+    def started(self, trial: Trial) -> None:
+        """A trial begins or goes on."""
+        self.shown.started(trial)
+        self.tracker.started(trial)
+
+    def measured(self, trial: Trial, metrics: dict[str, float]) -> None:
+        """A trial has new metrics."""
+        self.shown.measured(trial, metrics)
+        self.tracker.measured(trial, metrics)
+
+    def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
+        """A trial has its result."""
+        self.shown.finished(trial, metrics)
+        self.tracker.finished(trial, metrics)
+
+    def failed(self, trial: Trial, reason: str) -> None:
+        """A trial has failed for good."""
+        self.shown.failed(trial, reason)
+        self.tracker.failed(trial, reason)
+
+    def stopped(self, trial: Trial, step: int) -> None:
+        """ASHA has stopped a trial; its run in MLflow ends with the study's."""
+        self.shown.stopped(trial, step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a study is run: what changes none of its numbers.
+
+    ``arguments`` are those of the command, for the record; ``output`` is one of
+    `ablate.cli.progress.OUTPUTS`; ``models`` whether MLflow gets trials' models (None: small ones);
+    ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
+    to need, 0 where nothing is known.
+    """
+
+    arguments: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    mlflow: str = DEFAULT_STORE
+    models: bool | None = None
+    output: str = "auto"
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    memory: int = 0
+    gpu_memory: int = 0
+
+    def resources(self) -> Resources:
+        """Return what a trial gets, of this machine or of the cluster; raises `UsageError`."""
+        nodes = find_nodes(self.scheduling.address)
+        needs = {"memory": self.memory, "gpu_memory": self.gpu_memory}
+        return choose_resources(self.scheduling, nodes, **needs)
+
+
+def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> int:
+    """Run what is left of a plan, write the report, and return the exit code."""
+    from ablate.execution.tune_runner import execute
+
+    resources = launch.resources()
+    if resources.note:
+        warn(resources.note)
+    with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
+        refuse_other_study(plan, ledger)
+        _warn_of_earlier_runs(plan, ledger)
+        write_plan(plan, ledger.directory, launch_note(launch.arguments))
+        left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
+        if done := len(plan.trials) - len(left):
+            console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
+
+        def run(left: Sequence[Trial]) -> None:
+            done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
+            with progress.make_progress(left, done, console, launch.output) as shown:
+                watchers = Watchers(shown, tracker)
+                execute(
+                    left,
+                    ledger,
+                    plugins=launch.plugins,
+                    resources=resources,
+                    watcher=watchers,
+                    asha=plan.exploratory,
+                )
+
+        with session():
+            ahead = needed(plan, held_race(plan, ledger) if plan.looks else None)
+            if not all(_is_over(trial, plan, ledger) for trial in ahead):
+                start(resources)  # before MLflow's thread looks for credentials: HOME changes
+            tracker = stack.enter_context(
+                Tracker(plan, ledger, launch.mlflow, warn, models=launch.models)
+            )
+            if plan.looks:
+                run_looks(plan, ledger, run, console)
+            else:
+                run(left)
+        draw_captions(plan, ledger, default_registry(launch.plugins))
+        document, findings, paths = write_report(plan, ledger)
+        wanted = needed(plan, findings.race)
+        unfinished = [trial for trial in wanted if not _is_over(trial, plan, ledger)]
+        tracker.close([*findings.effects, *findings.noise], paths, wanted)
+    if len(unfinished) < len(wanted):
+        show(document, console)
+    tell_where(paths[0], launch, console)
+    return _conclude(unfinished, ledger, console)
+
+
+def _warn_of_earlier_runs(plan: Plan, ledger: Ledger) -> None:
+    """Say what the study's directory has that this plan leaves out, or trains again."""
+    if left_out := _left_out(plan, ledger):
+        warn(
+            f"left out of the report, though this study has it: {', '.join(left_out)} "
+            "(--stages, --cells and --seeds name all of a study)"
+        )
+    if count := outdated(plan, ledger):
+        kept = keep_plan(ledger)
+        warn(
+            f"{count} finished trials are of other code, blocks or versions than today's, and are "
+            f"trained again; {kept.name} keeps their plan (as study.json in a copy of the "
+            "directory it reports them again)"
+        )
+
+
+def _is_over(trial: Trial, plan: Plan, ledger: Ledger) -> bool:
+    """Return whether a trial asks for no more training: finished or, by ASHA, stopped."""
+    stopped = plan.exploratory and ledger.stopped(trial) is not None
+    return stopped or ledger.result(trial) is not None
+
+
+def tell_where(report: Path, launch: Launch, console: Console) -> None:
+    """Say where the report is, in the output asked for."""
+    if launch.output == "quiet":
+        print(report)
+    elif launch.output == "json":
+        print(json.dumps({"event": "report", "path": str(report)}))
+    shown = without_passwords(launch.mlflow)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
+    where = f"\nreport: {report}\nMLflow: {shown} (ablate ui{store})"
+    console.print(where, highlight=False, markup=False, soft_wrap=True)
+
+
+def run_looks(
+    plan: Plan, ledger: Ledger, run: Callable[[Sequence[Trial]], None], console: Console
+) -> None:
+    """Run a race: what each look needs, then the next look; failed trials are tried once more.
+
+    All it goes by is in the ledger. Returns early where a run was interrupted.
+    """
+    tried: set[str] = set()
+    while True:
+        race = held_race(plan, ledger)
+        next_look = plan.looks[min(len(race.looks), len(plan.looks) - 1)]
+        left = [
+            trial
+            for trial in needed(plan, race)
+            if trial.pair < next_look and trial.key not in tried and ledger.result(trial) is None
+        ]
+        if not left:
+            return
+        for look in race.looks[-1:]:
+            console.print(look_words(look), highlight=False, markup=False)
+        tried |= {trial.key for trial in left}
+        run(left)
+        if any(ledger.result(t) is None and ledger.failure(t) is None for t in left):
+            return
+
+
+def _conclude(unfinished: Sequence[Trial], ledger: Ledger, console: Console) -> int:
+    failed = [trial for trial in unfinished if ledger.failure(trial) is not None]
+    if len(failed) < len(unfinished):
+        console.print(
+            f"stopped with {len(unfinished) - len(failed)} trials left; "
+            "the same command goes on from here",
+            style="yellow",
+        )
+        return INTERRUPTED
+    if failed:
+        console.print(
+            f"{len(failed)} trial{'s' if len(failed) > 1 else ''} failed "
+            f"(see {ledger.directory}/trials/*/error.txt); the same command tries them again",
+            style="red",
+        )
+        return SOME_FAILED
+    return DONE

@@ -1,0 +1,137 @@
+"""`ablate score`: how good a checkpoint is on held-out data it may never have seen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ablate.core.recipe import Recipe
+from ablate.data.dataset import open_dataset
+from ablate.data.rows import SPLITS
+from ablate.training.captioning import Captioner, read_picture
+from ablate.training.evaluate import evaluate, evaluate_captions
+from ablate.training.optim import autocast
+from ablate.training.zero_shot import TEMPLATES, accuracy, class_embeddings, read_folder
+from blocks import UsageError, default_registry
+from blocks.errors import Parser, unknown
+
+DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    top = Parser(
+        prog="ablate score",
+        description="Score a checkpoint: losses, perplexity, retrieval and captions on a split of "
+        "a data set, or zero-shot classification of a folder of classes.",
+        epilog="example: ablate score --checkpoint MODEL --data embedded:icons",
+    )
+    top.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
+    top.add_argument("--data", metavar="URI", help="a source, as in docs/data.md")
+    top.add_argument("--split", help=f"{', '.join(SPLITS)} (default test)")
+    top.add_argument("--batch", type=int, help="of the contrastive loss (default 128)")
+    top.add_argument("--zero-shot", type=Path, metavar="FOLDER", help="FOLDER/CLASS_NAME/*.jpg")
+    top.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="a prompt with {} for the class name; repeatable (default: an ensemble)",
+    )
+    top.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE")
+    top.add_argument("--json", action="store_true", help="one JSON object")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 done, 1 some pictures failed, 2 bad usage."""
+    options = parser().parse_args(arguments)
+    try:
+        found, unreadable = _scores(options)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
+    for line in unreadable:
+        print(f"error: {line}", file=sys.stderr)
+    return SOME_FAILED if unreadable else DONE
+
+
+def _scores(options: argparse.Namespace) -> tuple[dict[str, float], list[str]]:
+    """Return the scores asked for, and which pictures could not be read."""
+    if not options.data and not options.zero_shot:
+        raise UsageError("nothing to score: name --data URI, --zero-shot FOLDER, or both")
+    if options.template and not options.zero_shot:
+        raise UsageError("--template is for --zero-shot FOLDER")
+    if not options.data and (options.split is not None or options.batch is not None):
+        raise UsageError("--split and --batch are for --data URI")
+    split = "test" if options.split is None else options.split
+    batch = 128 if options.batch is None else options.batch
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
+    found: dict[str, float] = {}
+    unreadable: list[str] = []
+    if options.data:
+        recipe = Recipe(data=options.data, initial=str(options.checkpoint))
+        found |= score(captioner, replace(recipe, evaluation_batch=batch), split)
+    if options.zero_shot:
+        named, unreadable = zero_shot(captioner, options.zero_shot, options.template or TEMPLATES)
+        found |= named
+    return found, unreadable
+
+
+def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
+    """Return all that a model can be measured by on a split of a recipe's data.
+
+    Without CoCa's loss: the weights that it was trained with are not known here.
+    """
+    data = open_dataset(recipe, captioner.model.cell, names=[split])
+    device = captioner.device
+    precision = autocast(recipe.precision, device)
+    found = evaluate(captioner.model, data.splits[split], recipe, device, precision)
+    captioner.model.eval()
+    del found["coca"]
+    if captioner.model.cell.captions:
+        found |= evaluate_captions(captioner, data.pairs, split)
+    return found
+
+
+def zero_shot(
+    captioner: Captioner, folder: Path, templates: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """Return the accuracy of naming the class of each picture in a folder of classes.
+
+    Pictures that cannot be read are left out, and returned by name.
+    """
+    if not captioner.model.cell.contrasts:
+        raise UsageError("zero-shot classification needs a model with a contrastive objective")
+    files, labels, names = read_folder(folder)
+    classes = class_embeddings(captioner.embed_texts, names, templates)
+    found = [
+        (read_picture(path, captioner.size), label)
+        for path, label in zip(files, labels, strict=True)
+    ]
+    pictures = [(image, label) for image, label in found if not isinstance(image, str)]
+    unreadable = [
+        f"{str(path)!r}: {image}"
+        for path, (image, _) in zip(files, found, strict=True)
+        if isinstance(image, str)
+    ]
+    if not pictures:
+        raise UsageError(f"no picture in {str(folder)!r} can be read: {unreadable[0]}")
+    images = captioner.embed_images([image for image, _ in pictures])
+    scores = accuracy(images, classes, torch.tensor([label for _, label in pictures]))
+    return scores, unreadable
+
+
+if __name__ == "__main__":
+    sys.exit(main())

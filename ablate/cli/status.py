@@ -1,0 +1,147 @@
+"""`ablate status STUDY`: what of a study is done, running, failed, and left."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ablate.analysis.losses import held_race, needed
+from ablate.cli.console import make_console
+from ablate.core.ledger import Ledger
+from ablate.core.plan import FILE, read_plan
+from ablate.core.search_results import RECORD, best, read_found
+from ablate.core.trial import Stage, Trial
+from blocks import UsageError
+from blocks.errors import Parser
+
+DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    top = Parser(
+        prog="ablate status",
+        description="Show how far each trial of a study is, stage by stage. Reads files only, also "
+        "while the study runs. Exit code 1: some trial has failed.",
+        epilog="example: ablate status studies/paper-nano",
+    )
+    top.add_argument("study", type=Path, metavar="STUDY")
+    top.add_argument("--json", action="store_true", help="one JSON object")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 some trial has failed, 2 bad usage."""
+    options = parser().parse_args(arguments)
+    try:
+        found = status(options.study)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_USAGE
+    if options.json:
+        print(json.dumps(found))
+    else:
+        show(found)
+    return SOME_FAILED if any(trial["failure"] for trial in found["trials"]) else DONE
+
+
+def status(study: Path) -> dict[str, Any]:
+    """Return the state of a study as plain data: its trials, their stages, steps and failures.
+
+    Of a race, trials are those that its looks ask for, as far as they have been held. While a study
+    is searched for, there is only what its search has found.
+    """
+    found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
+    if (study / RECORD).exists() and not (study / FILE).exists():
+        return {**found, "grid": "", "trials": []}
+    plan, ledger = read_plan(study), Ledger(study)
+    race = held_race(plan, ledger) if plan.looks else None
+    trials = [_of_trial(trial, ledger) for trial in needed(plan, race)]
+    return {**found, "grid": plan.grid, "trials": trials}
+
+
+def _of_search(study: Path) -> dict[str, dict[str, Any]]:
+    """Return of each cell that is tuned, or of the walk: trials so far, and the lowest loss."""
+    leading = {subject: (own, best(own)) for subject, own in read_found(study).items()}
+    return {
+        subject: {"trials": len(own), "val/coca": first and first.loss}
+        for subject, (own, first) in leading.items()
+    }
+
+
+def _of_trial(trial: Trial, ledger: Ledger) -> dict[str, Any]:
+    over = ledger.result(trial) is not None
+    failure = [] if over else (ledger.failure(trial) or "").strip().splitlines()
+    return {
+        "cell": trial.name,
+        "seed": trial.seed,
+        "folder": str(ledger.folder(trial)),
+        "failure": failure[-1] if failure else "",
+        "stages": {stage.name: _of_stage(trial, stage, ledger) for stage in trial.stages},
+    }
+
+
+def _of_stage(trial: Trial, stage: Stage, ledger: Ledger) -> dict[str, Any]:
+    record = ledger.record(trial, stage)
+    steps, coca = stage.recipe.steps, record and record["metrics"]["test/coca"]
+    reached = steps if record else ledger.reached(trial, stage)
+    return {"done": record is not None, "step": reached, "steps": steps, "test/coca": coca}
+
+
+def _is_locked(study: Path) -> bool:
+    """Return whether a process holds the study."""
+    try:
+        with (study / "lock").open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print a table of trials by stages, and what there is to do."""
+    trials, console = found["trials"], make_console()
+    for subject, own in found["search"].items():
+        loss = "none yet" if own["val/coca"] is None else f"{own['val/coca']:.4f}"
+        line = f"search: {subject}: {own['trials']} done, lowest validation CoCa loss {loss}"
+        console.print(line, highlight=False, markup=False)
+    running = "a process is running it" if found["running"] else "no process is running it"
+    if not trials:
+        if not found["search"]:
+            console.print("search: no generation is over yet")
+        console.print(f"the search comes before the trials; {running}", highlight=False)
+        return
+    stages = list(trials[0]["stages"])
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "seed", *stages, ""):
+        table.add_column(name)
+    for trial in trials:
+        cells = [_words(trial["stages"][stage]) for stage in stages]
+        table.add_row(trial["cell"], str(trial["seed"]), *cells, trial["failure"][:80])
+    console.print(table, markup=False)
+    done = sum(all(stage["done"] for stage in trial["stages"].values()) for trial in trials)
+    failed = sum(bool(trial["failure"]) for trial in trials)
+    console.print(
+        f"{done} of {len(trials)} trials done, {failed} failed; {running}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _words(stage: dict[str, Any]) -> str:
+    if stage["done"]:
+        return f"CoCa loss {stage['test/coca']:.3f}"
+    return f"step {stage['step']} of {stage['steps']}" if stage["step"] else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""What a study consists of: its plan, which `study.json` holds in full.
+
+Everything that looks at a study later (report, status, bundle, notebooks) reads the plan from there
+and needs neither the data nor the plugins again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ablate.core.files import read_json, write_json
+from ablate.core.grid import Contrast
+from ablate.core.trial import Stage, Trial, from_dict, to_dict
+from assemblies import CoCaConfig, Cost
+from blocks import UsageError
+
+FILE = "study.json"
+AGAIN = " again"  # after the name of a cell whose A/A cell this is
+MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything about a study but its results.
+
+    ``seeds`` is how many there are, from ``first_seed`` on. ``skipped`` gives the reason for each
+    cell that cannot be built, ``same`` the cell that another one turned out to equal, ``dropped``
+    what each contrast lacks that was left out for it.
+    ``factorial`` names the swaps that are in each cell of a full factorial, if the grid holds one.
+    ``noise`` is the A/A contrast, if there is one. ``references`` are, by stage, the test losses of
+    knowing nothing; ``blocks`` the hash of the source of every block used, by spelling, and
+    ``code`` that of what assembles and trains. ``search`` declares the search before the seeds run,
+    if there is one, and ``tuned`` the recipes that it found, by cell (`ablate.search.recipes`).
+    """
+
+    grid: str
+    summary: str
+    size: str
+    seeds: int
+    first_seed: int = 0
+    trials: list[Trial]
+    costs: dict[str, Cost]
+    contrasts: tuple[Contrast, ...]
+    noise: Contrast | None = None
+    factorial: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    data_skipped: dict[str, int] = field(default_factory=dict)
+    references: dict[str, dict[str, float]] = field(default_factory=dict)
+    blocks: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    smallest_effect: float = 1.0
+    looks: tuple[int, ...] = ()
+    aim: str = "improvements"
+    exploratory: bool = False
+    search: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stages that every trial has; fields of ``searched`` may differ by cell."""
+        return self.trials[0].stages if self.trials else ()
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Return the fields of recipes that a search has chosen for each cell by itself."""
+        return frozenset(self.search.get("fields", ()))
+
+    @functools.cached_property
+    def cells(self) -> dict[str, CoCaConfig]:
+        """Return the cells that are trained, by name."""
+        return {trial.name: trial.cell for trial in self.trials}
+
+    @property
+    def primary(self) -> Contrast | None:
+        """Return the contrast that the study was declared to be about."""
+        return next((contrast for contrast in self.contrasts if contrast.primary), None)
+
+    @property
+    def reference(self) -> str:
+        """Return the cell that others are compared with: the primary contrast's, or the first."""
+        return self.primary.pairs[0][0] if self.primary else next(iter(self.costs))
+
+    def beyond_reference(self, name: str) -> tuple[float, float]:
+        """Return how many percent more parameters and FLOPs a cell has than the reference."""
+        cell, base = self.costs[name], self.costs[self.reference]
+        pairs = (cell.parameters, base.parameters), (cell.step_flops, base.step_flops)
+        more, flops = (100 * (ours / theirs - 1) for ours, theirs in pairs)
+        return more, flops
+
+    @property
+    def matching(self) -> str:
+        """Return in words in what the FFNs of cells are as large as the reference's."""
+        towers = self.cells[self.reference].towers() if self.cells else ()
+        by_tower = {name: MATCHES[tower.ffn_match] for name, tower in towers}
+        if len(set(by_tower.values())) == 1:
+            return next(iter(by_tower.values()))
+        return ", ".join(f"{words} ({name})" for name, words in by_tower.items())
+
+    @property
+    def start_words(self) -> str:
+        """Return, after a comma, from which seed on the study goes, or nothing if from 0."""
+        return f", from seed {self.first_seed} on" if self.first_seed else ""
+
+    def place(self, trial: Trial) -> int:
+        """Return which of the study's seeds a trial has, counting from 0."""
+        return trial.pair - self.first_seed
+
+    def of_cell(self, name: str) -> list[Trial]:
+        """Return a cell's trials, one per seed."""
+        return [trial for trial in self.trials if trial.name == name]
+
+
+def write_plan(plan: Plan, directory: Path, launch: Mapping[str, Any]) -> None:
+    """Write the plan into a study's directory, with a note of this launch and earlier ones."""
+    data = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    data |= {
+        "trials": [to_dict(trial) for trial in plan.trials],
+        "costs": {name: dataclasses.asdict(price) for name, price in plan.costs.items()},
+        "contrasts": [dataclasses.asdict(contrast) for contrast in plan.contrasts],
+        "noise": plan.noise and dataclasses.asdict(plan.noise),
+        "launches": [*read_launches(directory), launch and {**launch, **_scope(plan)}],
+    }
+    write_json(directory / FILE, data)
+
+
+def _scope(plan: Plan) -> dict[str, Any]:
+    return {"seeds": plan.seeds, "cells": list(plan.cells)}
+
+
+def read_plan(directory: Path) -> Plan:
+    """Return a study's plan; raises `UsageError` where there is none, or not one of ours."""
+    data = read_json(directory / FILE) if directory != Path() else None
+    if data is None:
+        raise UsageError(f"{str(directory)!r} is no study: it has no {FILE}")
+    try:
+        plan = Plan(
+            **{f.name: data[f.name] for f in dataclasses.fields(Plan) if f.name in data}
+            | {
+                "trials": [from_dict(trial) for trial in data["trials"]],
+                "costs": {name: Cost(**price) for name, price in data["costs"].items()},
+                "contrasts": tuple(_contrast(c) for c in data["contrasts"]),
+                "noise": _contrast(data["noise"]) if data["noise"] else None,
+                "factorial": {cell: tuple(swaps) for cell, swaps in data["factorial"].items()},
+                "looks": tuple(data["looks"]),
+            }
+        )
+    except (UsageError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"study {str(directory)!r} was written by another version ({error}); "
+            "run its command again, or use that version"
+        ) from None
+    _check_folders(plan, directory)
+    return plan
+
+
+def _check_folders(plan: Plan, directory: Path) -> None:
+    """Raise `UsageError` where a plan, perhaps a stranger's, names files outside of its study."""
+    for stage in {stage for trial in plan.trials for stage in trial.stages}:
+        folder = stage.folder
+        if {"/", "\\"} & set(folder) or folder in (".", "..") or "\0" in folder:
+            raise UsageError(
+                f"study {str(directory)!r} has a stage with a folder outside of it: {folder!r}"
+            )
+
+
+def read_launches(directory: Path) -> list[dict[str, Any]]:
+    """Return the notes of a study's launches, the first one first."""
+    return list((read_json(directory / FILE) or {}).get("launches", []))
+
+
+def _contrast(data: Mapping[str, Any]) -> Contrast:
+    pairs = tuple((str(a), str(b)) for a, b in data["pairs"])
+    return Contrast(**{**data, "pairs": pairs, "fields": tuple(data["fields"])})

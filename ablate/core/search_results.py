@@ -1,0 +1,106 @@
+"""What searches have found, as plain data: readers of a study need no Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ablate.core.files import read_json, write_json
+from ablate.core.ledger import Ledger
+from ablate.core.plan import AGAIN, Plan
+from assemblies import CoCaConfig
+from blocks import KINDS, UsageError
+
+RECORD = "search.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A search trial that is over: its best validation loss, or why it has none.
+
+    ``state`` is ``complete``, ``fail`` (its training failed) or ``pruned`` (it cannot be built).
+    """
+
+    subject: str
+    number: int
+    values: Mapping[str, Any]
+    loss: float | None
+    state: str
+    reason: str = ""
+    cell: str = ""
+    keys: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """Return a short name of its cell, for tables and figures: ``walk 17``."""
+        return f"walk {self.number}"
+
+
+Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
+
+
+def write_found(found: Found, directory: Path) -> None:
+    """Write all outcomes as plain data, for readers that have no Optuna."""
+    rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
+    write_json(directory / RECORD, rows)
+
+
+def read_found(directory: Path) -> Found:
+    """Return what a study's searches have found so far: nothing where there were none."""
+    found: Found = {}
+    try:
+        for row in read_json(directory / RECORD) or []:
+            outcome = Outcome(**{**row, "keys": tuple(row["keys"])})
+            found.setdefault(outcome.subject, []).append(outcome)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{str(directory / RECORD)!r} is not one of ours ({error})") from None
+    return found
+
+
+def best(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """Return the outcome of the lowest validation loss, the first of equals, or None."""
+    done = [outcome for outcome in outcomes if outcome.loss is not None]
+    return min(done, key=lambda o: (o.loss, o.number), default=None)
+
+
+def best_so_far(outcomes: Sequence[Outcome]) -> Iterator[tuple[int, float]]:
+    """Yield the number of trials spent and the lowest validation loss among them."""
+    lowest = None
+    for spent, outcome in enumerate(outcomes, start=1):
+        if outcome.loss is not None:
+            lowest = outcome.loss if lowest is None else min(lowest, outcome.loss)
+        if lowest is not None:
+            yield spent, lowest
+
+
+def ranking(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the trained cells from the lowest validation loss on, each once."""
+    done = sorted((o for o in outcomes if o.loss is not None), key=lambda o: (o.loss, o.number))
+    first = {outcome.cell: outcome for outcome in reversed(done)}
+    return [outcome for outcome in done if first[outcome.cell] is outcome]
+
+
+BASE = "grr"  # where a walk starts
+
+FOLDER = "search"  # of a walk's own report, in the study's directory
+
+
+def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:
+    """Return a walk's cell by its base and each slot that differs from that."""
+    slots = [kind for kind in KINDS if getattr(cell.image, kind) != getattr(base.image, kind)]
+    return " ".join([BASE, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
+
+
+def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
+    """Return how many trainings the search before a study still has to do, by cell."""
+    if not plan.search:
+        return {}
+    found, seeds = read_found(ledger.directory), len(plan.search["seeds"])
+    walks = plan.search["over"] == "blocks"
+    names = {name: "blocks" if walks else name for name in plan.costs if not name.endswith(AGAIN)}
+    left = {
+        name: plan.search["trials"] - len(found.get(subject, [])) for name, subject in names.items()
+    }
+    return {name: max(0, trials) * seeds for name, trials in left.items()}

@@ -1,0 +1,197 @@
+"""A trial: cell x recipe x seed with all its stages, and the keys their results are kept under."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablate.core.files import digest
+from ablate.core.recipe import Recipe
+from ablate.core.recipe import from_dict as recipe_from_dict
+from assemblies import CoCaConfig
+from assemblies.checkpoint import CONFIG, TOKENIZER, WEIGHTS
+from assemblies.config import from_dict as cell_from_dict
+from assemblies.config import to_dict as cell_to_dict
+from blocks import Registry, UsageError
+
+PRETRAIN, FINETUNE = "pretrain", "finetune:"
+SEARCH = "search"  # a pretraining that is judged by its validation loss and never tested
+PLACES = ("data", "initial", "tokenizer")
+CODE = {  # the modules whose source enters every trial's key, by package
+    "ablate.training": "caption_metrics captioning evaluate example_losses optim stages train",
+    "ablate.data": "batches tokenizer",
+    "assemblies": "accumulate coca config construct layer losses parallel sequence towers "
+    "transplant",
+    "blocks": "attention auxiliary kernels norms pooling projections",
+}
+MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One training phase: ``pretrain``, ``finetune:SET`` or ``search``; ``key`` is its result's.
+
+    ``origin`` is the hash of the checkpoint that pretraining starts from, if it does.
+    """
+
+    name: str
+    recipe: Recipe
+    data_fingerprint: str
+    key: str
+    origin: str = ""
+
+    @property
+    def is_finetuning(self) -> bool:
+        """Return whether the stage starts from the pretrained checkpoint."""
+        return self.name.startswith(FINETUNE)
+
+    @property
+    def is_search(self) -> bool:
+        """Return whether the stage belongs to a search: the test split is not looked at."""
+        return self.name == SEARCH
+
+    @property
+    def prefix(self) -> str:
+        """Return what stands before the names of the stage's metrics."""
+        return f"{self.name.removeprefix(FINETUNE)}/" if self.is_finetuning else ""
+
+    @property
+    def folder(self) -> str:
+        """Return the stage's folder in the trial's directory; pretraining has that itself."""
+        return f"{self.prefix[:-1]}-{self.key[:8]}" if self.is_finetuning else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A cell, by its name in the grid, trained from one seed through all its stages."""
+
+    name: str
+    cell: CoCaConfig
+    seed: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the results of all stages."""
+        keys = [stage.key for stage in self.stages]
+        return keys[0] if len(keys) == 1 else digest(keys)
+
+    @property
+    def pair(self) -> int:
+        """Return the number by which trials of different cells are paired: mostly the seed."""
+        return self.seed % MAX_SEEDS
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the first stage's recipe."""
+        return self.stages[0].recipe
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of all stages."""
+        return sum(stage.recipe.steps for stage in self.stages)
+
+    @property
+    def label(self) -> str:
+        """Return a short name that is unique in a study and fit for a directory.
+
+        It does not depend on fine-tunings: adding one to a study repeats no pretraining.
+        """
+        return f"{self.name}-seed{self.seed}-{self.stages[0].key[:8]}"
+
+
+def make_trial(
+    name: str,
+    cell: CoCaConfig,
+    recipe: Recipe,
+    seed: int,
+    fingerprint: str,
+    registry: Registry,
+    later: Sequence[tuple[str, Recipe, str]] = (),
+) -> Trial:
+    """Return the trial with its stages' keys: hashes of all that can change their numbers.
+
+    That is the cell, the recipe, the seed, the content (not the place) of the data and of a
+    checkpoint to start from, the source of the blocks used and of the code that assembles and
+    trains, torch's version and the device's kind. ``later`` are fine-tunings, by name, recipe and
+    data fingerprint; their keys hold the pretraining's.
+    """
+    blocks = {
+        path: registry.source_hash(kind, spelling)
+        for path, (kind, spelling) in cell.spellings().items()
+    }
+    machine = [torch.__version__, device_kind()]
+    shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
+    origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
+    words = _content_hash((_stamp(Path(recipe.tokenizer)),)) if recipe.tokenizer else ""
+    first = digest([shared, _numbers(recipe), fingerprint, origin, words])
+    pretrain = Stage(
+        name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first, origin=origin
+    )
+    stages = [pretrain]
+    for stage, own, data in later:
+        key = digest([first, stage, _numbers(own), data])
+        stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
+    return Trial(name=name, cell=cell, seed=seed, stages=tuple(stages))
+
+
+def device_kind() -> str:
+    """Return the kind of device that this process trains on; it is in every trial's key."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _numbers(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe without places of things that keys know by their content."""
+    given = dataclasses.asdict(recipe)
+    return {name: value for name, value in given.items() if name not in PLACES}
+
+
+def folder_hash(directory: Path) -> str:
+    """Return a hash of a checkpoint's configuration, weights and tokenizer."""
+    return _content_hash(tuple(_stamp(directory / n) for n in (CONFIG, WEIGHTS, TOKENIZER)))
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    return path, found.st_size, found.st_mtime_ns
+
+
+@cache
+def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return a hash of files' contents; a plan asks for the same ones for each of its trials."""
+    content = hashlib.sha256()
+    for path, *_ in stamped:
+        with path.open("rb") as file:
+            content.update(hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest()
+
+
+@cache
+def code_hash() -> str:
+    """Return a hash of the modules that decide what training computes, whatever the blocks."""
+    names = [f"{package}.{name}" for package in CODE for name in CODE[package].split()]
+    modules = [importlib.import_module(name) for name in names]
+    return hashlib.sha256("\n".join(map(inspect.getsource, modules)).encode()).hexdigest()
+
+
+def to_dict(trial: Trial) -> dict[str, Any]:
+    """Return the trial as plain data."""
+    return dataclasses.asdict(trial)
+
+
+def from_dict(data: dict[str, Any]) -> Trial:
+    """Return the trial that `to_dict` wrote."""
+    stages = [Stage(**{**s, "recipe": recipe_from_dict(s["recipe"])}) for s in data["stages"]]
+    return Trial(**{**data, "cell": cell_from_dict(data["cell"]), "stages": tuple(stages)})

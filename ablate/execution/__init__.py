@@ -1,0 +1,1 @@
+"""Runs trials on this machine or a cluster with Ray Tune."""

@@ -1,0 +1,1 @@
+"""Draws what the results object holds; computes nothing."""

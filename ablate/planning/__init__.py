@@ -1,0 +1,1 @@
+"""What a study would run, what that takes, and what it could show."""

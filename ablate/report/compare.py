@@ -1,0 +1,235 @@
+"""Two studies side by side: pooled where they are one experiment, contrasted where they are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from ablate.analysis.comparison import (
+    Effects,
+    Side,
+    declared_differ,
+    differences,
+    in_common,
+    later_stages,
+    other_cells,
+)
+from ablate.analysis.losses import metric_sets, rule_of
+from ablate.core.grid import Contrast
+from ablate.core.metrics import DECISIVE, METRICS
+from ablate.report.document import Document, Section, Table
+from ablate.report.effect_sections import percent, seeds_words, shown, verdict_words
+from ablate.report.methods import problems_section
+from ablate.report.summary import stamp
+from ablate.stats.effects import FEWEST_SEEDS, Effect, Losses, effects
+from ablate.stats.tests_and_intervals import CONFIDENCE, t_interval
+from blocks import UsageError
+
+LOOKED = (
+    "If the second study was run because the first was not clear, pooling them is a look that p "
+    "and intervals do not know of: of studies without an effect about 9% then come out clear "
+    "instead of 5% (simulated); --race declares looks beforehand."
+)
+
+
+def compare_studies(first: Path, second: Path) -> Document:
+    """Return what two studies say together; raises `UsageError` where they share no contrast.
+
+    Seeds are pooled only of contrasts whose cells, recipe, data and code are the same in both; of
+    all others the two effects and their difference are shown, with what differs named.
+    """
+    if first.resolve() == second.resolve():
+        raise UsageError(f"{str(first)!r} is given twice; name two studies")
+    a, b = Side.open(first), Side.open(second)
+    theirs = {contrast.name: contrast for contrast in b.plan.contrasts}
+    shared = [c for c in a.plan.contrasts if c.name in theirs]
+    if not shared:
+        raise UsageError(f"{a.name!r} and {b.name!r} have no contrast in common")
+    differing = differences(a, b)
+    others = {c.name: words for c in shared if (words := other_cells(c, a.plan, b.plan))}
+    alike = [c for c in shared if not differing and c.name not in others]
+    pooled = pool(a, b, alike)
+    stages, apart = later_stages(a.plan, b.plan)
+    items = [*differing, *apart, *declared_differ(a.plan, b.plan)]
+    items += [f"{name}: {words}" for name, words in others.items()]
+    return Document(
+        title=f"{a.name} and {b.name}",
+        stamp="; ".join(f"{s.name}: {words}" for s in (a, b) if (words := stamp(s.plan, s.found))),
+        opening=_opening(a, b, differing, alike or shared, pooled),
+        sections=[
+            Section(title="What differs", items=items or ["Nothing: they are one experiment."]),
+            _effects(a, b, shared, pooled, stages),
+            *_problems(a),
+            *_problems(b),
+        ],
+    )
+
+
+def _problems(side: Side) -> list[Section]:
+    """Return what is missing or doubtful in one of the studies, under its name."""
+    return [
+        dataclasses.replace(section, title=f"{section.title}: {side.name}")
+        for section in problems_section(side.plan, side.ledger, side.found)
+    ]
+
+
+def pool(a: Side, b: Side, alike: Sequence[Contrast]) -> Effects:
+    """Return contrasts' effects over all seeds of both studies; a trial in both is one trial.
+
+    p is adjusted for every contrast of either: to train fewer of them again is a choice as well.
+    The first study's primary contrast and smallest effect count.
+    """
+    cells, chosen = a.plan.cells, {contrast.name for contrast in alike}
+    other = {name for name, cell in b.plan.cells.items() if cells.get(name, cell) != cell}
+    theirs = {m: {k: v for k, v in s.items() if k[0] not in other} for m, s in b.losses.items()}
+    merged: dict[str, Losses] = {m: {**theirs.get(m, {}), **own} for m, own in a.losses.items()}
+    family = {c.name: dataclasses.replace(c, primary=False) for c in b.plan.contrasts}
+    family |= {c.name: c for c in a.plan.contrasts}
+    return {
+        (found.contrast, metric): found
+        for metric, sets in (metric_sets(a.plan, merged) if alike else {}).items()
+        for found in effects([*family.values()], metric, *sets, rule=rule_of(a.plan))
+        if found.contrast in chosen
+    }
+
+
+def _effects(
+    a: Side,
+    b: Side,
+    shared: list[Contrast],
+    pooled: Effects,
+    stages: list[tuple[str, str, bool]],
+) -> Section:
+    """Return both studies' effects in each metric of the stages that `later_stages` gives."""
+    tables = []
+    for prefix, words, differs in stages:
+        together = {} if differs else pooled
+        tables.append(_verdicts(prefix + DECISIVE, words, a, b, shared, together))
+        tables += [
+            _table(prefix + metric, title + words, a, b, shared, together)
+            for metric, title in METRICS.items()
+        ]
+    return Section(
+        title="Effects",
+        paragraphs=[
+            "Improvement in percent with 95% intervals (in a race, with those that hold at every "
+            "look), positive is better; p is adjusted for all contrasts of the study, pooled for "
+            "those of both. The difference is the second study's "
+            f"improvement less the first's: paired by seed where both have {FEWEST_SEEDS} seeds or "
+            "more of the same data, else with Welch's interval, without one where a study is a "
+            "race or exploratory, and - where they are one experiment or have trials in common. "
+            "Pooled: all seeds of both, each trial counted once.",
+            *([LOOKED] if pooled else []),
+        ],
+        tables=tables,
+    )
+
+
+def _opening(
+    a: Side, b: Side, differing: list[str], contrasts: list[Contrast], pooled: Effects
+) -> list[str]:
+    """Return what the studies are to each other, and the improvement by the first contrast."""
+    name = next((c for c in contrasts if c.primary), contrasts[0]).name
+    first, second = (side.effects[name, DECISIVE] for side in (a, b))
+    if not pooled:
+        words = "The studies share contrasts by name, but none with the same cells."
+        if differing:
+            words = (
+                f"The studies share {len(contrasts)} contrast{'s' * (len(contrasts) != 1)} but are "
+                f"two experiments ({'; '.join(differing[:3])}): their seeds are not pooled."
+            )
+        return [words, f"{name}, {_seen(first, f'of {a.name}')}; {_seen(second, f'of {b.name}')}."]
+    both, again = pooled[name, DECISIVE], len({*first.seeds} & {*second.seeds})
+    shares = f"{len(first.seeds)} of {a.name}, {len(second.seeds)} of {b.name}"
+    shares += f", {again} of them in both" * (again > 0)
+    return [f"The studies are one experiment: {name}, {_seen(both, f'together ({shares})')}."]
+
+
+def _seen(effect: Effect, whose: str) -> str:
+    """Return an effect in words, with its seeds and verdict; positive is better."""
+    if not effect.seeds:
+        return f"no seed {whose} is complete yet"
+    return (
+        f"improvement in {METRICS[DECISIVE]} {percent(effect)} over {seeds_words(effect.seeds)} "
+        f"{whose}: {effect.verdict}"
+    )
+
+
+def _verdicts(
+    metric: str, words: str, a: Side, b: Side, shared: list[Contrast], pooled: Effects
+) -> Table:
+    """Return how many of the declared seeds each side has of a contrast, and its verdict."""
+    rows = []
+    for contrast in shared:
+        key = contrast.name, metric
+        own = [_verdict(s.effects[key], set() if s.plan.looks else s.pairs) for s in (a, b)]
+        together = _verdict(pooled[key], a.pairs | b.pairs) if key in pooled else "-"
+        rows.append((contrast.name, *own, together))
+    return Table(
+        title=f"Seeds and verdicts ({METRICS[DECISIVE]}){words}",
+        header=("contrast", a.name, b.name, "pooled"),
+        rows=rows,
+    )
+
+
+def _verdict(effect: Effect, declared: Collection[int]) -> str:
+    """Return seeds and verdict; a race declares no number of seeds for a contrast."""
+    few = f"{len(effect.seeds)} of " * (len(effect.seeds) < len(declared))
+    return f"{few}{seeds_words([*declared] or effect.seeds)}: {verdict_words(effect)}"
+
+
+def _table(
+    metric: str, title: str, a: Side, b: Side, shared: list[Contrast], pooled: Effects
+) -> Table:
+    rows = []
+    for contrast in shared:
+        key = contrast.name, metric
+        sides = [side.effects[key] for side in (a, b)]
+        together, gap = "-", "-"
+        if key in pooled:
+            together = shown(pooled[key])
+        elif not in_common(contrast, a.plan, b.plan):
+            gap = difference(contrast, metric, a, b)
+        rows.append((contrast.name, *map(shown, sides), gap, together))
+    return Table(
+        title=title, header=("contrast", a.name, b.name, "difference", "pooled"), rows=rows
+    )
+
+
+def difference(contrast: Contrast, metric: str, a: Side, b: Side) -> str:
+    """Return how much more a contrast improves in the second study, in words.
+
+    The same seed of the same data sees the same batches, so that studies are paired by it.
+    """
+    first, second = (side.gains(contrast, metric) for side in (a, b))
+    same_data = a.plan.stages[0].data_fingerprint == b.plan.stages[0].data_fingerprint
+    both = sorted(first.keys() & second.keys()) if same_data else []
+    if len(both) < FEWEST_SEEDS:
+        found = welch(first, second)
+    else:
+        gaps = np.array([second[seed] - first[seed] for seed in both])
+        found = _with_interval(float(gaps.mean()), *t_interval(gaps))
+    return found if a.is_plain and b.is_plain else found.partition(" ")[0]
+
+
+def _with_interval(gap: float, low: float, high: float) -> str:
+    return f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else f"{gap:+.2f}"
+
+
+def welch(a: Mapping[int, float], b: Mapping[int, float]) -> str:
+    """Return the difference of two means, second minus first, with its interval, in words."""
+    first, second = (np.array(list(side.values())) for side in (a, b))
+    if not len(first) or not len(second):
+        return "-"
+    gap = float(second.mean() - first.mean())
+    if min(len(first), len(second)) < 2:
+        return f"{gap:+.2f}"
+    found: Any = stats.ttest_ind(second, first, equal_var=False)
+    interval = found.confidence_interval(CONFIDENCE)
+    return _with_interval(gap, interval.low, interval.high)

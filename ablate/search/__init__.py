@@ -1,0 +1,1 @@
+"""Searches with Optuna: recipes for each cell, or a walk over blocks."""

@@ -1,0 +1,1 @@
+"""Writes a study to MLflow, from the driver alone."""

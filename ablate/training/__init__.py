@@ -1,0 +1,1 @@
+"""Trains, evaluates and captions: plain PyTorch that knows neither Ray nor MLflow."""
