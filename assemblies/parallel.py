@@ -47,7 +47,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return total
 
 
-def from_first(value: float) -> float:
+def broadcast_from_rank0(value: float) -> float:
     """Return the first rank's number on every rank; the others wait for it."""
     shared = torch.tensor(value, dtype=torch.float64)
     if world_size() > 1:

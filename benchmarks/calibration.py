@@ -28,9 +28,9 @@ from simulated import DEVIATION, NOISES, PILOT, Generator, draw_gains, grid_of, 
 from ablate.core.grid import Contrast, Grid
 from ablate.core.grids import PAPER
 from ablate.core.plan import AGAIN
-from ablate.stats.effects import Effect, Losses, Rule, effects, verdict_is_clear
+from ablate.stats.effects import DecisionRule, Effect, Losses, effects, verdict_is_clear
 from ablate.stats.factorial import attribute
-from ablate.stats.race import AIMS, IMPROVEMENTS, hold_race
+from ablate.stats.race import AIMS, IMPROVEMENTS, hold_looks
 from ablate.stats.sequential import spent, usual_looks
 from ablate.stats.tests_and_intervals import ALPHA, clustered_interval, power, ratio_gains
 
@@ -51,7 +51,7 @@ def family_error(
     hits, uneven = [], CONDITIONS[condition](grid)
     for _ in range(runs):
         losses = simulate([*grid.cells], {}, seeds, random, noise=noise, **uneven)
-        found = effects(grid.contrasts, "coca", losses, rule=Rule())
+        found = effects(grid.contrasts, "coca", losses, rule=DecisionRule())
         hits.append(any(verdict_is_clear(e.verdict) for e in found))
     return rate(hits)
 
@@ -87,7 +87,7 @@ def coverage(
         for kind, parts in found.items():
             pairs = zip(parts, truths[kind], strict=True)
             held[kind].append([p.low <= truth.estimate <= p.high for p, truth in pairs])
-        whole = attribute(factorial, losses, Rule())
+        whole = attribute(factorial, losses, DecisionRule())
         assert whole is not None
         gaps.append(abs(sum(part.estimate for part in whole.shapley) - whole.gain.estimate))
     shares = {
@@ -101,8 +101,8 @@ def intervals(
     grid: Grid, factorial: Mapping[frozenset[str], str], losses: Losses
 ) -> dict[str, list[Any]]:
     """Return everything in a report that has an interval, by kind."""
-    found = effects(grid.contrasts, "coca", losses, rule=Rule())
-    whole = attribute(factorial, losses, Rule())
+    found = effects(grid.contrasts, "coca", losses, rule=DecisionRule())
+    whole = attribute(factorial, losses, DecisionRule())
     assert whole is not None
     return {
         "contrasts": [e for e in found if "main effect" not in e.contrast],
@@ -167,8 +167,8 @@ def equivalence(
     for _ in range(runs):
         cells = [*PAPER.pairs[0]]
         losses = simulate(cells, {cells[1]: gain}, seeds, random, deviation=deviation, noise=noise)
-        (found,) = effects([PAPER], "coca", losses, rule=Rule(looks=looks))
-        hits.append(found.p_equivalent <= ALPHA)
+        (found,) = effects([PAPER], "coca", losses, rule=DecisionRule(looks=looks))
+        hits.append(found.p_tost <= ALPHA)
         verdicts.append(found.verdict == "equivalent")
     return rate(hits) | {"verdict": rate(verdicts)["rate"]}
 
@@ -181,7 +181,7 @@ def power_gap(
     hits = []
     for _ in range(runs):
         losses = simulate([*grid.cells], {contrast.pairs[0][1]: gain}, seeds, random)
-        found = effects(grid.contrasts, "coca", losses, rule=Rule())
+        found = effects(grid.contrasts, "coca", losses, rule=DecisionRule())
         hits.append(any(verdict_is_clear(e.verdict) for e in found if e.contrast == contrast.name))
     return rate(hits) | {"predicted": round(power(gain, seeds, DEVIATION, alpha), 4)}
 
@@ -198,14 +198,14 @@ def race(
     reference = primary.pairs[0][0]
     again = Contrast(name="A/A", pairs=((reference, reference + AGAIN),))
     cells = [*grid.cells, reference + AGAIN]
-    rule, rows = Rule(looks=usual_looks(last), aim=aim), []
+    rule, rows = DecisionRule(looks=usual_looks(last), aim=aim), []
     for _ in range(runs):
         gains = draw_gains(grid, truth, random)
         losses = simulate(cells, gains, last, random, noise=noise)
-        held = hold_race([grid.contrasts, [again]], "coca", losses, rule, cells, losses)
+        held = hold_looks([grid.contrasts, [again]], "coca", losses, rule, cells, losses)
         seen = {key: loss for key, loss in losses.items() if key[1] < held.seeds[key[0]]}
         raced = effects(grid.contrasts, "coca", seen, rule=rule)
-        whole = effects(grid.contrasts, "coca", losses, rule=Rule())
+        whole = effects(grid.contrasts, "coca", losses, rule=DecisionRule())
         rows.append(_race_row(primary.name, raced, whole, grid, gains))
         rows[-1]["saved"] = 1 - len(seen) / len(losses)
     return {name: rate([row[name] for row in rows]) for name in rows[0]}
@@ -241,7 +241,7 @@ def _race_row(
 
 def first_holm_step(grid: Grid) -> float:
     """Return the level at which the first of the contrasts beside the primary is tested."""
-    return ALPHA * (1 - Rule().primary_share) / (len(grid.contrasts) - 1)
+    return ALPHA * (1 - DecisionRule().primary_share) / (len(grid.contrasts) - 1)
 
 
 Figure = tuple[str, str, Callable[..., Mapping[str, Any]]]  # kind, name, what is simulated
@@ -285,7 +285,7 @@ def power_figures(runs: int) -> Iterator[Figure]:
     full = grid_of("full")
     single = next(c for c in full.contrasts if "original" in c.cells)
     for contrast, alpha, gains in (
-        (PAPER, ALPHA * Rule().primary_share, (0.35, 0.7, 1.4)),
+        (PAPER, ALPHA * DecisionRule().primary_share, (0.35, 0.7, 1.4)),
         (single, first_holm_step(full), (0.7, 1.4, 2.8)),
     ):
         kind = "power of the primary contrast" if contrast.primary else "power at Holm's first step"

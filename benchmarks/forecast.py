@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ablate.cli.run import make_conditions
+from ablate.cli.run import probe_conditions
 from ablate.core.ledger import Ledger
 from ablate.core.plan import read_plan
 from ablate.core.provenance import device_name
@@ -67,7 +67,7 @@ def main() -> None:
 
 def predict(cache: Path) -> dict[str, Any]:
     """Return what `--plan` predicts for the study, measured anew."""
-    registry, conditions = default_registry(), make_conditions(Scheduling(), ())
+    registry, conditions = default_registry(), probe_conditions(Scheduling(), ())
     with own_cache(cache):
         plan = make_plan("paper", "nano", SEEDS, {}, registry, ())
         began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 A ledger of 200 trials with 200 logged steps each is made up from one real, short trial (its metrics
 with noise), and followed through the Tracker as a study would be. Measured are how long a call
-keeps its caller, how long writing takes, the size of the sqlite file, how long `ablate.tracking.sync` needs
+keeps its caller, how long writing takes, the size of the sqlite file, how long `ablate sync` needs
 to find nothing to do, and the seconds until the UI's pages show their rows in headless Chromium
 (chromium and chromedriver must be installed). Writes mlflow_scale.json beside itself.
 """
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
 from ablate.core.provenance import launch_note
@@ -84,7 +84,7 @@ def made_up(curve: list[dict[str, Any]], step: int, chance: random.Random) -> di
 def follow(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
     """Pass a study through the Tracker; returns seconds of its calls and of all writing."""
     said: list[str] = []
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     began, busy = time.perf_counter(), time.process_time()
     tracker = Tracker(plan, ledger, uri, said.append)
     calls = [timed(tracker.open)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ablate.analysis.losses import metric_sets, stage_losses
-from ablate.analysis.results import Findings, make_findings
+from ablate.analysis.results import StudyResults, make_results
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import FINETUNED, METRICS
@@ -18,13 +18,13 @@ Effects = Mapping[tuple[str, str], Effect]  # by contrast and metric
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class StudySummary:
     """One of the two studies."""
 
     name: str
     plan: Plan
     losses: dict[str, Losses]  # by metric, as `ablate.analysis.losses.stage_losses` names them
-    found: Findings
+    found: StudyResults
     ledger: Ledger
     torch: str
 
@@ -49,16 +49,16 @@ class Side:
         return {seed: found[seed] for seed in self.effects[contrast.name, metric].seeds}
 
     @classmethod
-    def open(cls, directory: Path) -> Side:
+    def open(cls, directory: Path) -> StudySummary:
         """Read a study's plan and results."""
         plan, ledger = read_plan(directory), Ledger(directory)
         launches = [launch for launch in read_launches(directory) if launch]
         torch = launches[-1]["packages"]["torch"] if launches else "?"
-        found = make_findings(plan, ledger)
+        found = make_results(plan, ledger)
         return cls(str(directory), plan, stage_losses(plan, ledger), found, ledger, torch)
 
 
-def differences(a: Side, b: Side) -> list[str]:
+def differences(a: StudySummary, b: StudySummary) -> list[str]:
     """Return in words what keeps two studies from being one experiment."""
     found = _recipes_differ(a.plan, b.plan) + _rules_differ(a.plan, b.plan)
     if a.plan.size != b.plan.size:
@@ -105,7 +105,7 @@ def _other_trials(a: Plan, b: Plan) -> list[str]:
     return [f"{len(other)} trials of the same cell and seed have other keys"] if other else []
 
 
-def _other_results(a: Side, b: Side) -> list[str]:
+def _other_results(a: StudySummary, b: StudySummary) -> list[str]:
     """Return whether a trial that both studies have came out otherwise in one of them."""
     mine, theirs = _results(a), _results(b)
     other = {key for key in mine.keys() & theirs.keys() if mine[key] != theirs[key]}
@@ -117,7 +117,7 @@ def _other_results(a: Side, b: Side) -> list[str]:
     return [words] if count else []
 
 
-def _results(side: Side) -> dict[str, str]:
+def _results(side: StudySummary) -> dict[str, str]:
     """Return, by key of its stage, all digits of what a stage's test gave."""
     return {
         stage.key: str(found)

@@ -12,7 +12,7 @@ from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.records import read_examples
 from ablate.core.trial import Trial
-from ablate.stats.effects import Rule, confidence, up_to_look
+from ablate.stats.effects import DecisionRule, confidence, up_to_look
 from ablate.stats.tests_and_intervals import Clustered, Values, clustered_interval, ratio_gains
 
 
@@ -31,7 +31,7 @@ class ExampleEffect(Clustered):
 
 
 def example_effects(
-    plan: Plan, ledger: Ledger, rule: Rule
+    plan: Plan, ledger: Ledger, rule: DecisionRule
 ) -> tuple[list[ExampleEffect], list[str]]:
     """Return the primary contrast's effects with errors over seeds and examples, and problems."""
     effects: list[ExampleEffect] = []
@@ -48,7 +48,7 @@ def example_effects(
 
 
 def _effect(
-    contrast: Contrast, metric: str, values: Values, clusters: Values, rule: Rule
+    contrast: Contrast, metric: str, values: Values, clusters: Values, rule: DecisionRule
 ) -> ExampleEffect:
     found = clustered_interval(values, clusters, confidence(rule, len(values)))
     return ExampleEffect(

@@ -6,13 +6,13 @@ from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
 from ablate.core.plan import Plan
 from ablate.core.trial import Trial
-from ablate.stats.effects import Losses, Rule
-from ablate.stats.race import Race, hold_race
+from ablate.stats.effects import DecisionRule, Losses
+from ablate.stats.race import Race, hold_looks
 
 
-def rule_of(plan: Plan) -> Rule:
+def decision_rule(plan: Plan) -> DecisionRule:
     """Return how the study's verdicts are reached, as it was declared."""
-    return Rule(
+    return DecisionRule(
         smallest_effect=plan.smallest_effect,
         looks=plan.looks,
         aim=plan.aim,
@@ -20,7 +20,7 @@ def rule_of(plan: Plan) -> Rule:
     )
 
 
-def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:
+def race_so_far(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:
     """Return what the looks of a race decide, by the decisive metric, as far as the ledger goes."""
     losses = losses or stage_losses(plan, ledger)
     settled = {
@@ -29,7 +29,9 @@ def held_race(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = Non
         if ledger.result(trial) is not None or ledger.failure(trial) is not None
     }
     families = [plan.contrasts, [plan.noise] if plan.noise else []]
-    return hold_race(families, DECISIVE, losses[DECISIVE], rule_of(plan), plan.cells, settled)
+    return hold_looks(
+        families, DECISIVE, losses[DECISIVE], decision_rule(plan), plan.cells, settled
+    )
 
 
 def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
@@ -60,7 +62,7 @@ def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]
     return sets
 
 
-def needed(plan: Plan, race: Race | None) -> list[Trial]:
+def needed_trials(plan: Plan, race: Race | None) -> list[Trial]:
     """Return the trials that a study needs, as far as is known: all, or those of a race."""
     if race is None:
         return plan.trials

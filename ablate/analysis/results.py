@@ -9,19 +9,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ablate.analysis.example_effects import ExampleEffect, example_effects
-from ablate.analysis.losses import held_race, metric_sets, rule_of, stage_losses
-from ablate.analysis.warnings import copies, doubts, failed_seeds, ignorant, lost_pairs
+from ablate.analysis.losses import decision_rule, metric_sets, race_so_far, stage_losses
+from ablate.analysis.warnings import (
+    below_chance,
+    duplicate_losses,
+    effect_warnings,
+    failed_seeds,
+    lost_pairs,
+)
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE, METRICS
 from ablate.core.plan import Plan
-from ablate.core.swap_checks import prove_results
-from ablate.stats.effects import Effect, Losses, Rule, effects
+from ablate.core.swap_checks import check_trained_swaps
+from ablate.stats.effects import DecisionRule, Effect, Losses, effects
 from ablate.stats.factorial import Attribution, attribute
 from ablate.stats.race import Race
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class StudyResults:
     """What a study has found; ``noise`` are the A/A contrast's effects, ``attributions`` by metric.
 
     ``problems`` names, in words, every pair of trials that a contrast could not use, and why;
@@ -43,11 +49,11 @@ class Findings:
         return found[0] if found and found[0].seeds else None
 
 
-def make_findings(plan: Plan, ledger: Ledger) -> Findings:
+def make_results(plan: Plan, ledger: Ledger) -> StudyResults:
     """Return what the ledger's finished trials show; raises where a swap did not happen."""
-    unproven = prove_results(plan, ledger)
-    rule, losses = rule_of(plan), stage_losses(plan, ledger)
-    race = held_race(plan, ledger, losses) if plan.looks else None
+    unproven = check_trained_swaps(plan, ledger)
+    rule, losses = decision_rule(plan), stage_losses(plan, ledger)
+    race = race_so_far(plan, ledger, losses) if plan.looks else None
     found: list[Effect] = []
     noise: list[Effect] = []
     for metric, sets in metric_sets(plan, losses).items():
@@ -55,16 +61,16 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
         if plan.noise:
             noise += effects([plan.noise], metric, *sets, rule=rule)
     examples, unusable = example_effects(plan, ledger, rule)
-    return Findings(
+    return StudyResults(
         effects=found,
         noise=noise,
         attributions=_attributions(plan, losses, rule),
         examples=examples,
         problems=[
             *lost_pairs(plan, losses, DECISIVE, race),
-            *doubts(plan, losses[DECISIVE], rule),
-            *copies(losses[DECISIVE]),
-            *ignorant(plan, losses),
+            *effect_warnings(plan, losses[DECISIVE], rule),
+            *duplicate_losses(losses[DECISIVE]),
+            *below_chance(plan, losses),
             *unproven,
             *unusable,
         ],
@@ -73,7 +79,9 @@ def make_findings(plan: Plan, ledger: Ledger) -> Findings:
     )
 
 
-def _attributions(plan: Plan, losses: dict[str, Losses], rule: Rule) -> dict[str, Attribution]:
+def _attributions(
+    plan: Plan, losses: dict[str, Losses], rule: DecisionRule
+) -> dict[str, Attribution]:
     """Return what each swap of a full factorial contributes, in pretraining."""
     if not plan.factorial:
         return {}

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ablate.analysis.losses import needed
+from ablate.analysis.losses import needed_trials
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
-from ablate.stats.effects import Losses, Rule, improvements, is_usable, missing, up_to_look
+from ablate.stats.effects import DecisionRule, Losses, improvements, is_usable, missing, up_to_look
 from ablate.stats.race import Race
 from ablate.stats.tests_and_intervals import equal_variances_p, varies
 
@@ -19,7 +19,7 @@ UNEQUAL = 0.01  # a cell whose losses vary so surely more, or less, than its ref
 def failed_seeds(plan: Plan, ledger: Ledger, race: Race | None) -> dict[str, list[int]]:
     """Return the seeds with which cells failed when they last ran, by cell."""
     found: dict[str, list[int]] = {}
-    for trial in needed(plan, race):
+    for trial in needed_trials(plan, race):
         if ledger.failure(trial) is not None and ledger.result(trial) is None:
             found.setdefault(trial.name, []).append(trial.pair)
     return found
@@ -45,7 +45,7 @@ def lost_pairs(
     return list(reasons)
 
 
-def copies(losses: Losses) -> list[str]:
+def duplicate_losses(losses: Losses) -> list[str]:
     """Return which seeds of a cell have one and the same loss: no two trainings end alike."""
     found: dict[tuple[str, float], list[int]] = {}
     for (cell, seed), loss in sorted(losses.items()):
@@ -58,7 +58,7 @@ def copies(losses: Losses) -> list[str]:
     ]
 
 
-def ignorant(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
+def below_chance(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
     """Return which cells of the primary contrast are no better than knowing nothing."""
     found = []
     for metric, known in plan.references[plan.stages[0].name].items():
@@ -72,7 +72,7 @@ def ignorant(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
     return found
 
 
-def doubts(plan: Plan, losses: Losses, rule: Rule) -> list[str]:
+def effect_warnings(plan: Plan, losses: Losses, rule: DecisionRule) -> list[str]:
     """Return which contrasts in the decisive loss are to be read with care, and why."""
     found: list[str] = []
     for contrast in (*plan.contrasts, *([plan.noise] if plan.noise else [])):

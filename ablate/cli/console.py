@@ -37,7 +37,7 @@ def show(document: Document, console: Console) -> None:
         for item in section.items:
             console.print(item, highlight=False, markup=False)
     console.print()
-    if document.stamp:
-        console.print(document.stamp, style="yellow", highlight=False, markup=False)
+    if document.banner:
+        console.print(document.banner, style="yellow", highlight=False, markup=False)
     for sentence in document.opening:
         console.print(sentence, highlight=False, markup=False)

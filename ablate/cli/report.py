@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import FILE, read_plan
 from ablate.report.build import as_json, write_document, write_report
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _compare(first, second, options.out)
         elif options.json:
             plan, ledger = read_plan(options.study), Ledger(options.study)
-            print(as_json(options.study, make_findings(plan, ledger)))
+            print(as_json(options.study, make_results(plan, ledger)))
         else:
             document, _, paths = write_report(read_plan(options.study), Ledger(options.study))
             _tell(document, paths)
@@ -75,5 +75,5 @@ def _compare(first: Path, second: Path, out: Path | None) -> None:
 
 
 def _tell(document: Document, paths: Sequence[Path]) -> None:
-    print(*([f"WARNING {document.stamp}"] if document.stamp else []), *document.opening, sep="\n")
+    print(*([f"WARNING {document.banner}"] if document.banner else []), *document.opening, sep="\n")
     print(f"report: {paths[0]}")

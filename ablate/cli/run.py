@@ -30,7 +30,7 @@ from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
 from ablate.core.plan import FILE, Plan
 from ablate.core.resources import (
-    Conditions,
+    ProbeConditions,
     Scheduling,
     choose_resources,
 )
@@ -40,8 +40,8 @@ from ablate.planning.budget import (
 )
 from ablate.planning.forecast import Forecast, forecast, known
 from ablate.planning.plan_text import as_data, describe, describe_proposal
-from ablate.planning.planner import Declared, make_plan
-from ablate.planning.prediction import Outlook, largest_needs, make_outlook
+from ablate.planning.planner import StudyOptions, make_plan
+from ablate.planning.prediction import StudyPrediction, largest_needs, predict_study
 from ablate.search.request import (
     FOUND,
     Request,
@@ -89,15 +89,15 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     plugins: tuple[str, ...] = tuple(_absolute(plugin) for plugin in options.plugin)
     registry = default_registry(plugins)
     budget = None if options.budget is None else parse_duration(options.budget)
-    conditions = make_conditions(read_scheduling(options), plugins)
+    conditions = probe_conditions(read_scheduling(options), plugins)
     walks = request is not None and request.over == "blocks"
     with Console(stderr=True, quiet=options.output != "auto").status("planning"):
         plan = _plan(options, registry, base_grid if walks else options.grid)
     plan = plan if request is None else declare(request, plan)
     ahead = as_tuned_before(plan, settings_of(options), ledger, registry)
     forecasts = _forecast(ahead, ledger, registry, conditions, options)
-    outlook = make_outlook(ahead, ledger, conditions, forecasts, options.deviation)
-    refusal = _present(ahead, outlook, budget, options, console)
+    prediction = predict_study(ahead, ledger, conditions, forecasts, options.deviation)
+    refusal = _present(ahead, prediction, budget, options, console)
     if options.plan:
         return DONE
     if refusal:
@@ -146,7 +146,7 @@ def _run(
 
 def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -> Plan:
     """Return the plan that the command means, of a grid by name or design."""
-    declared = Declared(
+    declared = StudyOptions(
         primary=options.primary,
         noise=options.noise_floor,
         smallest_effect=options.smallest_effect,
@@ -163,26 +163,26 @@ def _plan(options: argparse.Namespace, registry: Registry, grid: str | Design) -
 
 def _present(
     plan: Plan,
-    outlook: Outlook,
+    prediction: StudyPrediction,
     budget: float | None,
     options: argparse.Namespace,
     console: Console,
 ) -> str:
     """Print the plan, and a smaller one where it exceeds the budget; return why it may not run."""
-    over = budget if budget is not None and outlook.seconds > budget else None
-    proposal = None if over is None else outlook.propose(plan, over)
+    over = budget if budget is not None and prediction.seconds > budget else None
+    proposal = None if over is None else prediction.propose(plan, over)
     command = "" if proposal is None else smaller_command(options.arguments, proposal)
     if options.plan and options.output == "json":
-        found = as_data(plan, outlook) | {"budget": budget, "fits": over is None}
+        found = as_data(plan, prediction) | {"budget": budget, "fits": over is None}
         found["proposal"] = proposal and {**dataclasses.asdict(proposal), "command": command}
         print(json.dumps(found))
     say = functools.partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if plan.search:
         say(announce(plan))
-    say(describe(plan, outlook))
+    say(describe(plan, prediction))
     if over is None:
         return ""
-    say(f"\n{describe_proposal(plan, outlook, over, proposal)}\n{command}")
+    say(f"\n{describe_proposal(plan, prediction, over, proposal)}\n{command}")
     instead = f"this fits: {command}" if command else "no design of it fits"
     return f"the study is predicted to exceed --budget {options.budget}; {instead}"
 
@@ -191,7 +191,7 @@ def _forecast(
     plan: Plan,
     ledger: Ledger,
     registry: Registry,
-    conditions: Conditions,
+    conditions: ProbeConditions,
     options: argparse.Namespace,
 ) -> dict[str, Forecast]:
     """Return forecasts: a run without a budget does not wait for any."""
@@ -254,11 +254,11 @@ if __name__ == "__main__":
     sys.exit(main())
 
 
-def make_conditions(asked: Scheduling, plugins: tuple[str, ...]) -> Conditions:
+def probe_conditions(asked: Scheduling, plugins: tuple[str, ...]) -> ProbeConditions:
     """Return how trials will run; raises `UsageError` for what the machine, or cluster, has not."""
     nodes = find_nodes(asked.address)
     resources = choose_resources(asked, nodes)
-    return Conditions(
+    return ProbeConditions(
         slots=resources.slots,
         threads=resources.threads,
         per_gpu=resources.per_gpu,

@@ -22,7 +22,7 @@ from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
 from ablate.core.plan import FILE, Plan, read_plan
 from ablate.core.provenance import launch_note
-from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_found
+from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_outcomes
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import Trial
 from ablate.execution.ray_cluster import session
@@ -198,13 +198,13 @@ def running(
     if resources.note:
         warn(resources.note)
     if not (ledger.directory / RECORD).exists():
-        write_found({}, ledger.directory)
+        write_outcomes({}, ledger.directory)
 
     def run(trials: list[Trial]) -> None:
         execute(trials, ledger, plugins=launch.plugins, resources=resources, watcher=shown)
 
     def tell(found: Found) -> None:
-        write_found(found, ledger.directory)
+        write_outcomes(found, ledger.directory)
         leading = [(name, best(own)) for name, own in found.items()]
         words = [f"{name} {one.loss:.4f}" for name, one in leading if one is not None]
         more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""

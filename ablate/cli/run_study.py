@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablate.analysis.losses import held_race, needed
+from ablate.analysis.losses import needed_trials, race_so_far
 from ablate.cli import progress
 from ablate.cli.console import show, warn
 from ablate.core.ledger import Ledger
@@ -117,7 +117,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 )
 
         with session():
-            ahead = needed(plan, held_race(plan, ledger) if plan.looks else None)
+            ahead = needed_trials(plan, race_so_far(plan, ledger) if plan.looks else None)
             if not all(_is_over(trial, plan, ledger) for trial in ahead):
                 start(resources)  # before MLflow's thread looks for credentials: HOME changes
             tracker = stack.enter_context(
@@ -128,10 +128,10 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             else:
                 run(left)
         draw_captions(plan, ledger, default_registry(launch.plugins))
-        document, findings, paths = write_report(plan, ledger)
-        wanted = needed(plan, findings.race)
+        document, results, paths = write_report(plan, ledger)
+        wanted = needed_trials(plan, results.race)
         unfinished = [trial for trial in wanted if not _is_over(trial, plan, ledger)]
-        tracker.close([*findings.effects, *findings.noise], paths, wanted)
+        tracker.close([*results.effects, *results.noise], paths, wanted)
     if len(unfinished) < len(wanted):
         show(document, console)
     tell_where(paths[0], launch, console)
@@ -181,11 +181,11 @@ def run_looks(
     """
     tried: set[str] = set()
     while True:
-        race = held_race(plan, ledger)
+        race = race_so_far(plan, ledger)
         next_look = plan.looks[min(len(race.looks), len(plan.looks) - 1)]
         left = [
             trial
-            for trial in needed(plan, race)
+            for trial in needed_trials(plan, race)
             if trial.pair < next_look and trial.key not in tried and ledger.result(trial) is None
         ]
         if not left:

@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.table import Table
 
-from ablate.analysis.losses import held_race, needed
+from ablate.analysis.losses import needed_trials, race_so_far
 from ablate.cli.console import make_console
 from ablate.core.ledger import Ledger
 from ablate.core.plan import FILE, read_plan
-from ablate.core.search_results import RECORD, best, read_found
+from ablate.core.search_results import RECORD, best, read_outcomes
 from ablate.core.trial import Stage, Trial
 from blocks import UsageError
 from blocks.errors import Parser
@@ -62,14 +62,14 @@ def status(study: Path) -> dict[str, Any]:
     if (study / RECORD).exists() and not (study / FILE).exists():
         return {**found, "grid": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
-    race = held_race(plan, ledger) if plan.looks else None
-    trials = [_of_trial(trial, ledger) for trial in needed(plan, race)]
+    race = race_so_far(plan, ledger) if plan.looks else None
+    trials = [_of_trial(trial, ledger) for trial in needed_trials(plan, race)]
     return {**found, "grid": plan.grid, "trials": trials}
 
 
 def _of_search(study: Path) -> dict[str, dict[str, Any]]:
     """Return of each cell that is tuned, or of the walk: trials so far, and the lowest loss."""
-    leading = {subject: (own, best(own)) for subject, own in read_found(study).items()}
+    leading = {subject: (own, best(own)) for subject, own in read_outcomes(study).items()}
     return {
         subject: {"trials": len(own), "val/coca": first and first.loss}
         for subject, (own, first) in leading.items()

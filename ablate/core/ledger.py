@@ -43,7 +43,7 @@ class Ledger:
         return None if None in found else found[-1]
 
     def metrics(self, trial: Trial) -> dict[str, float] | None:
-        """Return a finished trial's metrics of all stages, as `ablate.training.stages` names them."""
+        """Return a finished trial's metrics of all stages, named as in its curve."""
         if self.result(trial) is None:
             return None
         merged = {"train_seconds": 0.0}

@@ -230,7 +230,7 @@ def _place(nodes: Sequence[Node]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conditions:
+class ProbeConditions:
     """How trials run: ``slots`` side by side, each with ``threads`` and its plugins.
 
     ``per_gpu`` of them share a GPU, 0 without one. ``environment`` is that of their processes.

@@ -41,13 +41,13 @@ class Outcome:
 Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
 
 
-def write_found(found: Found, directory: Path) -> None:
+def write_outcomes(found: Found, directory: Path) -> None:
     """Write all outcomes as plain data, for readers that have no Optuna."""
     rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
     write_json(directory / RECORD, rows)
 
 
-def read_found(directory: Path) -> Found:
+def read_outcomes(directory: Path) -> Found:
     """Return what a study's searches have found so far: nothing where there were none."""
     found: Found = {}
     try:
@@ -97,7 +97,7 @@ def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
     """Return how many trainings the search before a study still has to do, by cell."""
     if not plan.search:
         return {}
-    found, seeds = read_found(ledger.directory), len(plan.search["seeds"])
+    found, seeds = read_outcomes(ledger.directory), len(plan.search["seeds"])
     walks = plan.search["over"] == "blocks"
     names = {name: "blocks" if walks else name for name in plan.costs if not name.endswith(AGAIN)}
     left = {

@@ -23,7 +23,7 @@ class NotSwappedError(UsageError):
     """Two cells of a contrast turn out to be one."""
 
 
-def prove_swaps(
+def check_swaps(
     contrasts: Sequence[Contrast], cells: Mapping[str, CoCaConfig], registry: Registry
 ) -> None:
     """Raise `NotSwappedError` where the cells of a contrast do not differ as declared."""
@@ -71,7 +71,7 @@ def _words(names: Collection[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 
 
-def prove_results(plan: Plan, ledger: Ledger) -> list[str]:
+def check_trained_swaps(plan: Plan, ledger: Ledger) -> list[str]:
     """Return in words which swaps changed nothing before training.
 
     Raises `NotSwappedError` where the models that two cells of a contrast have trained differ in

@@ -12,7 +12,7 @@ from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.trial import Stage
 from ablate.data import mixed_order, open_pairs
-from ablate.figures.style import MUTED, save, sheet, styled
+from ablate.figures.style import MUTED, new_figure, save, with_style
 from ablate.training.best_of import best_of
 from ablate.training.captioning import Captioner
 from blocks import Registry
@@ -30,7 +30,7 @@ def draw_captions(plan: Plan, ledger: Ledger, registry: Registry) -> list[Path]:
     ]
 
 
-@styled
+@with_style
 def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Figure | None:
     """Return ten held-out pictures of a stage with a model's caption and, in grey, a person's.
 
@@ -48,7 +48,7 @@ def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Fi
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
     shown = order[:PICTURES]
     said = best_of(captioner, [pairs.images[i] for i in shown])
-    figure = sheet(11, 6)
+    figure = new_figure(11, 6)
     panels = figure.subplots(2, PICTURES // 2).flat
     for panel, row, text in itertools.zip_longest(panels, shown, said):
         panel.set_xticks([])

@@ -18,7 +18,16 @@ from scipy.optimize import isotonic_regression
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE, METRICS
 from ablate.core.plan import Plan
-from ablate.figures.style import CANDIDATE, INK, MUTED, SERIES, Drawing, calm, sheet, styled
+from ablate.figures.style import (
+    CANDIDATE,
+    INK,
+    MUTED,
+    SERIES,
+    Drawing,
+    despine,
+    new_figure,
+    with_style,
+)
 from ablate.stats.tests_and_intervals import t_interval
 
 Curves = Mapping[int, Mapping[int, float]]  # seed -> step -> loss
@@ -26,7 +35,7 @@ BOLD = {INK, CANDIDATE}  # the inks of the primary contrast's two cells
 MOST_LABELS = 12  # further cells are drawn in grey and not named
 
 
-@styled
+@with_style
 def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
     """Return validation losses by step, and below them the improvement over the reference.
 
@@ -38,7 +47,7 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
     if not found:
         return None
     inks = _inks(plan)
-    figure = sheet(11, 6.2)
+    figure = new_figure(11, 6.2)
     panels = figure.subplots(2, len(found), sharex=True, squeeze=False)
     for (upper, lower), (metric, own) in zip(panels.T, found.items(), strict=True):
         _lines(upper, own, inks, plan)
@@ -103,7 +112,7 @@ def _lines(
             low, high = ([f(points[step]) for step in steps] for f in (min, max))
             panel.fill_between(steps, low, high, color=inks[cell], alpha=0.15, linewidth=0)
         ends[cell] = (steps[-1], means[-1])
-    calm(panel, "y")
+    despine(panel, "y")
     return ends
 
 
@@ -161,7 +170,7 @@ def spread(heights: list[float], room: float) -> list[float]:
     return [float(height) for height in moved]
 
 
-@styled
+@with_style
 def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
     """Return each cell's test loss with its 95% interval, by what it costs.
 
@@ -174,7 +183,7 @@ def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
     if not losses:
         return None
     order = sorted(losses, key=lambda cell: float(losses[cell].mean()))
-    figure = sheet(11, max(4.2, 0.9 + 0.2 * len(order)))
+    figure = new_figure(11, max(4.2, 0.9 + 0.2 * len(order)))
     panels = figure.subplots(1, 2, sharey=True)
     flops = {cell: plan.costs[cell].step_flops / 1e9 for cell in losses}
     inks = _inks(plan)
@@ -183,7 +192,7 @@ def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
         for number, cell in enumerate(order, start=1):
             _point(panel, places[cell], losses[cell], inks[cell], number)
         panel.margins(0.09, 0.12)
-        calm(panel, "y")
+        despine(panel, "y")
     _name_numbers(panels[1], order, inks)
     panels[0].set_ylabel(f"test {METRICS[DECISIVE]}; lower is better")
     panels[0].set_xlabel("GFLOP per training step")

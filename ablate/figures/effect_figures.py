@@ -15,12 +15,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ablate.analysis.losses import stage_losses
-from ablate.analysis.results import Findings
+from ablate.analysis.results import StudyResults
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
 from ablate.core.plan import Plan
-from ablate.core.search_results import read_found
+from ablate.core.search_results import read_outcomes
 from ablate.figures.cell_figures import cost_against_quality, curves
 from ablate.figures.search_figures import history
 from ablate.figures.style import (
@@ -33,12 +33,12 @@ from ablate.figures.style import (
     WORSE,
     ZONE,
     Drawing,
-    calm,
+    despine,
+    new_figure,
     save_all,
-    sheet,
-    styled,
     verdict_ink,
     verdict_mark,
+    with_style,
 )
 from ablate.stats.effects import Effect, Losses
 from ablate.stats.factorial import Attribution
@@ -47,7 +47,7 @@ from ablate.stats.tests_and_intervals import t_interval
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
 
 
-def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
+def draw_figures(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Path]:
     """Draw all figures that the study has data for, each as PNG and SVG; returns their paths."""
     made: dict[str, Callable[[], Drawing | None]] = {
         "effects": lambda: forest(plan, found),
@@ -57,14 +57,14 @@ def draw_figures(plan: Plan, ledger: Ledger, found: Findings) -> list[Path]:
         "interactions": lambda: interactions(plan, ledger),
         "curves": lambda: curves(plan, ledger),
         "cost": lambda: cost_against_quality(plan, ledger),
-        "search": lambda: history(read_found(ledger.directory)) if plan.tuned else None,
+        "search": lambda: history(read_outcomes(ledger.directory)) if plan.tuned else None,
     }
     assert tuple(made) == DRAWINGS
     return save_all(made, ledger.directory)
 
 
-@styled
-def forest(plan: Plan, found: Findings, prefix: str = "") -> Drawing | None:
+@with_style
+def forest(plan: Plan, found: StudyResults, prefix: str = "") -> Drawing | None:
     """Return each contrast's improvement with its 95% interval, a panel per measured metric.
 
     The primary contrast is first, the A/A contrast last and grey; the zone within the smallest
@@ -79,7 +79,7 @@ def forest(plan: Plan, found: Findings, prefix: str = "") -> Drawing | None:
     contrasts = [*ordered, *([plan.noise] if plan.noise else [])]
     rows = {c.name: c for c in contrasts if any(c.name in own for own in shown.values())}
     places = {name: i for i, name in enumerate(rows)}
-    figure = sheet(11, 1.3 + 0.32 * len(rows))
+    figure = new_figure(11, 1.3 + 0.32 * len(rows))
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (metric, own) in zip(panels, shown.items(), strict=True):
         _forest_panel(panel, own, places, plan)
@@ -112,7 +112,7 @@ def _forest_panel(panel: Axes, own: dict[str, Effect], places: dict[str, int], p
         mark = {**verdict_mark(effect.verdict), **({"marker": "D"} if is_noise else {})}
         panel.plot(effect.estimate, row, linestyle="", zorder=3, **mark)
     panel.set_xlim(-1.04 * reach, 1.04 * reach)
-    calm(panel, "x")
+    despine(panel, "x")
 
 
 def _reach(effects: Sequence[Effect], smallest: float) -> float:
@@ -148,7 +148,7 @@ def _tell_verdicts(panel: Axes, verdicts: dict[str, str], places: dict[str, int]
         )
 
 
-@styled
+@with_style
 def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
     """Return the primary contrast seed by seed: a line from reference to candidate for each."""
     if plan.primary is None:
@@ -158,7 +158,7 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
     shown = {metric: own for metric, own in pairs.items() if own}
     if not shown:
         return None
-    figure = sheet(11, 3.6)
+    figure = new_figure(11, 3.6)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for panel, (metric, own) in zip(panels, shown.items(), strict=True):
         better = sum(new < old for old, new in own.values())
@@ -173,7 +173,7 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
         panel.set_xlim(-0.25, 1.25)
         panel.set_title(METRICS[metric])
         panel.set_xlabel(f"lower in {better} of {len(own)} seeds")
-        calm(panel, "y")
+        despine(panel, "y")
     figure.supxlabel(
         "test loss, a line per seed, blue where it falls; the thick line is the mean",
         fontsize=9, color=MUTED,
@@ -199,14 +199,14 @@ def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, flo
     return {seed: (a, b) for seed, (a, b) in found.items() if math.isfinite(a + b)}
 
 
-@styled
-def shapley(found: Findings) -> Drawing | None:
+@with_style
+def shapley(found: StudyResults) -> Drawing | None:
     """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
     shown = {m: found.attributions[m] for m in METRICS if m in found.attributions}
     if DECISIVE not in shown:
         return None
     count = len(shown[DECISIVE].shapley) + 1
-    figure = sheet(11, 1.3 + 0.42 * count)
+    figure = new_figure(11, 1.3 + 0.42 * count)
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
         _waterfall(panel, attribution)
@@ -249,10 +249,10 @@ def _waterfall(panel: Axes, found: Attribution) -> None:
         start = end
     panel.axvline(0, color=MUTED, linewidth=0.9)
     panel.margins(x=0.14)
-    calm(panel, "x")
+    despine(panel, "x")
 
 
-@styled
+@with_style
 def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     """Return a panel per pair of swaps: one from without to with, without and with the other.
 
@@ -268,7 +268,7 @@ def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     pairs = list(itertools.combinations(swaps, 2))[:MOST_PANELS]
     if not pairs:
         return None
-    figure = sheet(max(11.0, 3.6 * len(pairs)), 3.4)
+    figure = new_figure(max(11.0, 3.6 * len(pairs)), 3.4)
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for panel, (one, other) in zip(panels, pairs, strict=True):
         _interaction(panel, gains, one, other)
@@ -325,4 +325,4 @@ def _interaction(
     panel.set_xticks([0, 1], [f"without {one}", f"with {one}"])
     panel.tick_params(axis="x", labelcolor=INK)
     panel.set_xlim(-0.2, 1.75)
-    calm(panel, "y")
+    despine(panel, "y")

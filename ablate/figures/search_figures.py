@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ablate.core.search_results import Found, Outcome, best_so_far
-from ablate.figures.style import INK, MUTED, SERIES, Drawing, calm, sheet, styled
+from ablate.figures.style import INK, MUTED, SERIES, Drawing, despine, new_figure, with_style
 
 MOST_NAMED = len(SERIES)  # further searches are drawn in grey and not named
 
 
-@styled
+@with_style
 def history(found: Found) -> Drawing | None:
     """Return the validation loss of every search trial, and as a line the lowest so far.
 
@@ -23,7 +23,7 @@ def history(found: Found) -> Drawing | None:
     trained = {name: own for name, own in found.items() if any(o.loss is not None for o in own)}
     if not trained:
         return None
-    figure = sheet(11, 4.2)
+    figure = new_figure(11, 4.2)
     panel = figure.subplots()
     one = len(trained) == 1
     inks = dict(zip(trained, [INK] if one else SERIES, strict=False))
@@ -32,7 +32,7 @@ def history(found: Found) -> Drawing | None:
     panel.set_title("validation CoCa loss of search trials; line: the lowest so far")
     panel.set_xlabel("search trials spent" + ("" if one else ", of each cell"))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    calm(panel, "y")
+    despine(panel, "y")
     if not one:
         panel.legend(frameon=False, fontsize=8)
     return figure
@@ -49,12 +49,12 @@ def _draw_search(panel: Axes, outcomes: list[Outcome], ink: str, name: str) -> N
     panel.plot(failed, [0.015] * len(failed), "|", color=ink, markersize=8, transform=bottom)
 
 
-@styled
+@with_style
 def importance(shares: Mapping[str, float]) -> Drawing | None:
     """Return how much each choice matters for being among the best, a bar each."""
     if not shares:
         return None
-    figure = sheet(7, 0.9 + 0.32 * len(shares))
+    figure = new_figure(7, 0.9 + 0.32 * len(shares))
     panel = figure.subplots()
     names = list(shares)
     panel.barh(range(len(names)), [shares[name] for name in names], color=INK, height=0.62)
@@ -64,5 +64,5 @@ def importance(shares: Mapping[str, float]) -> Drawing | None:
     panel.set_ylim(len(names) - 0.4, -0.6)
     panel.set_xlim(0, 1.12 * max(max(shares.values()), 1e-9))
     panel.set_title("importance of each choice for being among the best (PED-ANOVA)")
-    calm(panel, "x")
+    despine(panel, "x")
     return figure

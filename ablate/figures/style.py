@@ -100,7 +100,7 @@ class Drawing(Figure):
         return buffer.getvalue()
 
 
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
+def with_style(draw: Callable[P, R]) -> Callable[P, R]:
     """Make a function draw in our style, whatever the caller's settings are."""
 
     @functools.wraps(draw)
@@ -111,12 +111,12 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawn
 
 
-def sheet(width: float, height: float) -> Drawing:
+def new_figure(width: float, height: float) -> Drawing:
     """Return an empty figure of so many inches."""
     return Drawing(figsize=(width, height), layout="constrained", facecolor=PAPER)
 
 
-def calm(panel: Axes, axis: str) -> None:
+def despine(panel: Axes, axis: str) -> None:
     """Take from a panel what its lines along ``axis`` say better."""
     panel.grid(axis=axis)  # type: ignore[arg-type]
     bare = "y" if axis == "x" else "x"
@@ -157,8 +157,8 @@ def save_all(drawings: Mapping[str, Callable[[], Drawing | None]], folder: Path)
     return paths
 
 
-# The stems of `ablate.figures.effect_figures`, which draws them anew for each report: the only SVGs that a page
-# takes in as they are. Any other file of that kind may be a stranger's.
+# The stems of `ablate.figures.effect_figures`, which are drawn for each report: the only SVGs
+# that a page takes in as they are. Any other file of that kind may be a stranger's.
 DRAWINGS = (
     "effects",
     "effects-finetuned",

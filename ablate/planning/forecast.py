@@ -14,7 +14,7 @@ from ablate.core.files import cache_directory, digest, read_json, write_json
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.provenance import device_name
-from ablate.core.resources import Conditions, gpu_memory, host_memory
+from ablate.core.resources import ProbeConditions, gpu_memory, host_memory
 from ablate.core.trial import Stage, Trial, code_hash
 from ablate.planning.estimate import estimate_memory, estimate_seconds, machine_speed
 from ablate.planning.probe import STEPS, Timing
@@ -77,7 +77,7 @@ def forecast(
     plan: Plan,
     ledger: Ledger,
     registry: Registry,
-    conditions: Conditions,
+    conditions: ProbeConditions,
     *,
     measuring: bool = True,
     say: Callable[[str], None] = lambda text: None,
@@ -113,7 +113,7 @@ def forecast(
 
 
 def known(
-    plan: Plan, ledger: Ledger, registry: Registry, conditions: Conditions
+    plan: Plan, ledger: Ledger, registry: Registry, conditions: ProbeConditions
 ) -> dict[str, Forecast]:
     """Return the forecasts if every cell was measured before, else none."""
     if all(_read(trial, registry, conditions) for trial in _shapes(plan).values()):
@@ -129,7 +129,7 @@ def _shapes(plan: Plan) -> dict[CoCaConfig, Trial]:
     return found
 
 
-def _unfit(trial: Trial, price: Cost, registry: Registry, conditions: Conditions) -> str:
+def _unfit(trial: Trial, price: Cost, registry: Registry, conditions: ProbeConditions) -> str:
     """Return why a cell cannot be measured here, or nothing."""
     host, gpu = estimate_memory(trial, price, registry)
     if conditions.per_gpu and conditions.per_gpu * gpu > gpu_memory():
@@ -202,7 +202,7 @@ def _speed(
     found: Mapping[str, Measurement],
     shapes: Sequence[Trial],
     costs: Mapping[str, Cost],
-    conditions: Conditions,
+    conditions: ProbeConditions,
 ) -> float:
     """Return FLOPs per second to estimate by: those of the cells measured, else the machine's."""
     if len(found) == len(shapes):
@@ -216,14 +216,14 @@ def _speed(
     )
 
 
-def _read(trial: Trial, registry: Registry, conditions: Conditions) -> Measurement | None:
+def _read(trial: Trial, registry: Registry, conditions: ProbeConditions) -> Measurement | None:
     try:
         return Measurement.of(read_json(_path(trial, registry, conditions)))
     except UsageError:  # damaged: it is measured again
         return None
 
 
-def _path(trial: Trial, registry: Registry, conditions: Conditions) -> Path:
+def _path(trial: Trial, registry: Registry, conditions: ProbeConditions) -> Path:
     """Return where a cell's measurement is kept: under all that can change it."""
     identity = {
         "cell": cell_to_dict(trial.cell),

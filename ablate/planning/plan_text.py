@@ -10,7 +10,7 @@ from typing import Any
 from ablate.core.plan import Plan
 from ablate.planning.budget import Proposal, spell_duration
 from ablate.planning.forecast import ESTIMATED, Forecast
-from ablate.planning.prediction import Outlook, smallest_effects
+from ablate.planning.prediction import StudyPrediction, smallest_effects
 from ablate.stats.effects import FEWEST_SEEDS
 from ablate.stats.tests_and_intervals import smallest_p
 
@@ -18,7 +18,7 @@ SHOWN = ("norm", "ffn", "position")  # blocks of the image tower that the table 
 MEBIBYTE = 2**20
 
 
-def describe(plan: Plan, outlook: Outlook | None = None) -> str:
+def describe(plan: Plan, prediction: StudyPrediction | None = None) -> str:
     """Return the plan as text for a terminal."""
     recipe = plan.stages[0].recipe
     head = [
@@ -43,13 +43,13 @@ def describe(plan: Plan, outlook: Outlook | None = None) -> str:
     if plan.dropped:
         foot.append(f"contrasts that lack a cell: {'; '.join(plan.dropped)}")
     foot += [f"data skipped: {count} x {why}" for why, count in plan.data_skipped.items()]
-    if outlook:
-        foot += ["", *_effort(plan, outlook), *_evidence(plan, outlook)]
-    return "\n".join([*head, "", *_align(_rows(plan, outlook)), *foot])
+    if prediction:
+        foot += ["", *_effort(plan, prediction), *_evidence(plan, prediction)]
+    return "\n".join([*head, "", *_align(_rows(plan, prediction)), *foot])
 
 
-def _rows(plan: Plan, outlook: Outlook | None) -> list[list[str]]:
-    forecasts = outlook.forecasts if outlook else {}
+def _rows(plan: Plan, prediction: StudyPrediction | None) -> list[list[str]]:
+    forecasts = prediction.forecasts if prediction else {}
     measured = ["time/trial", "MiB"] if forecasts else []
     more = f"vs {plan.reference}"
     rows = [["cell", *SHOWN, "parameters", more, "GFLOP/step", more, *measured]]
@@ -74,41 +74,43 @@ def _memory(expected: Forecast) -> str:
     return f"{(expected.gpu_memory or expected.memory) / MEBIBYTE:,.0f}"
 
 
-def _effort(plan: Plan, outlook: Outlook) -> list[str]:
+def _effort(plan: Plan, prediction: StudyPrediction) -> list[str]:
     """Return what is done, and the time and memory that the rest is predicted to take."""
     lines = []
-    done, stages = count_done(plan, outlook)
+    done, stages = count_done(plan, prediction)
     if done or stages:
         others = f", and {stages} stages of others" * bool(stages)
         lines.append(f"in the ledger: {done} of {len(plan.trials)} trials{others}")
-    guessed = {n: f.reason for n, f in outlook.forecasts.items() if f.basis == ESTIMATED}
+    guessed = {n: f.reason for n, f in prediction.forecasts.items() if f.basis == ESTIMATED}
     for name, reason in list(guessed.items())[:1]:
         more = f" (and {len(guessed) - 1} more cells likewise)" * (len(guessed) > 1)
         lines.append(
             f"~ estimated from FLOPs and parameters, training only: {name}, as {reason}{more}"
         )
-    if outlook.forecasts and outlook.work:
+    if prediction.forecasts and prediction.work:
+        count = len(prediction.search)
+        searched = f" and {count} trainings of the search" * bool(count)
         lines.append(
-            f"predicted: {spell_duration(outlook.seconds)} for {len(outlook.work)} trials"
-            f"{f' and {len(outlook.search)} trainings of the search' * bool(outlook.search)}, "
-            f"{outlook.slots} side by side; done by {spell_time(outlook.began, outlook.end)}"
+            f"predicted: {spell_duration(prediction.seconds)} for {len(prediction.work)} trials"
+            f"{searched}, {prediction.slots} side by side; "
+            f"done by {spell_time(prediction.began, prediction.end)}"
         )
-        if any(f.basis != ESTIMATED for f in outlook.forecasts.values()):
+        if any(f.basis != ESTIMATED for f in prediction.forecasts.values()):
             lines.append(
-                f"from a few steps of each cell, measured {outlook.measured} side by side, and "
+                f"from a few steps of each cell, measured {prediction.measured} side by side, and "
                 "from finished trials, as if the machine's other work stays what it was"
             )
-        needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (outlook.needed, outlook.memory))
-        enough = "" if outlook.needed <= outlook.memory else ": TOO MUCH"
+        needed, there = (f"{n / MEBIBYTE:,.0f} MiB" for n in (prediction.needed, prediction.memory))
+        enough = "" if prediction.needed <= prediction.memory else ": TOO MUCH"
         lines.append(f"memory of trials side by side: {needed} of {there}{enough}")
     return lines
 
 
-def count_done(plan: Plan, outlook: Outlook) -> tuple[int, int]:
+def count_done(plan: Plan, prediction: StudyPrediction) -> tuple[int, int]:
     """Return how many trials are in the ledger, and how many stages of others."""
-    left = sum(len(work.stages) for work in outlook.work)
-    stages = len(plan.stages) * len(outlook.work) - left
-    return len(plan.trials) - len(outlook.work), stages
+    left = sum(len(work.stages) for work in prediction.work)
+    stages = len(plan.stages) * len(prediction.work) - left
+    return len(plan.trials) - len(prediction.work), stages
 
 
 def spell_time(now: datetime.datetime, then: datetime.datetime) -> str:
@@ -116,7 +118,7 @@ def spell_time(now: datetime.datetime, then: datetime.datetime) -> str:
     return f"{then:%H:%M}" if now.date() == then.date() else f"{then:%a %d %b %Y, %H:%M}"
 
 
-def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
+def _evidence(plan: Plan, prediction: StudyPrediction) -> list[str]:
     """Return the smallest p and the smallest effects that the seeds can show."""
     if not plan.contrasts:
         return []
@@ -128,7 +130,7 @@ def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
         f"with {plan.seeds} seeds no two-sided sign-flip p can be below "
         f"{smallest_p(plan.seeds):.3g}; the t test, by which verdicts go, has no such bound"
     ]
-    found = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
+    found = smallest_effects(plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks)
     others = len(plan.contrasts) - ("primary" in found)
     words = {
         "primary": "for the primary",
@@ -137,37 +139,36 @@ def _evidence(plan: Plan, outlook: Outlook) -> list[str]:
     effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in found.items())
     lines.append(
         f"found four times out of five: an effect of {effects} (if improvements vary by "
-        f"{outlook.deviation:.2g}% from seed to seed: {outlook.source})"
+        f"{prediction.standard_deviation:.2g}% from seed to seed: {prediction.source})"
     )
     return lines
 
 
 def describe_proposal(
-    plan: Plan, outlook: Outlook, budget: float, proposal: Proposal | None
+    plan: Plan, prediction: StudyPrediction, budget: float, proposal: Proposal | None
 ) -> str:
     """Return in words what fits into a budget that the plan exceeds, and what is lost by it."""
-    over = (
-        f"over budget: {spell_duration(outlook.seconds)} predicted, {spell_duration(budget)} given"
-    )
+    predicted, allowed = spell_duration(prediction.seconds), spell_duration(budget)
+    over = f"over budget: {predicted} predicted, {allowed} given"
     if proposal is None:
-        least, seeds = spell_duration(outlook.least(plan)), min(plan.seeds, FEWEST_SEEDS)
+        least, seeds = spell_duration(prediction.least(plan)), min(plan.seeds, FEWEST_SEEDS)
         return (
             f"{over}\nnothing fits: the primary contrast with {seeds} seeds takes {least}; "
             "less training (--set steps=N) takes less"
         )
     cells = len(plan.cells) - len(proposal.dropped)
     fits = f"fits: {cells} cells x {proposal.seeds} seeds, {spell_duration(proposal.seconds)}"
-    return "\n".join([over, fits, *_losses(plan, outlook, proposal)])
+    return "\n".join([over, fits, *_losses(plan, prediction, proposal)])
 
 
-def _losses(plan: Plan, outlook: Outlook, proposal: Proposal) -> Iterable[str]:
+def _losses(plan: Plan, prediction: StudyPrediction, proposal: Proposal) -> Iterable[str]:
     if proposal.dropped:
         yield f"  cells left out: {', '.join(proposal.dropped)}"
     if proposal.lost:
         yield f"  contrasts that go: {', '.join(proposal.lost)}"
     contrasts = [c for c in plan.contrasts if c.name not in proposal.lost]
-    before = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
-    after = smallest_effects(proposal.seeds, contrasts, outlook.deviation)
+    before = smallest_effects(plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks)
+    after = smallest_effects(proposal.seeds, contrasts, prediction.standard_deviation)
     words = {"primary": "the primary contrast", "other": "the first other contrast"}
     if plan.seeds != proposal.seeds:
         yield (
@@ -181,10 +182,12 @@ def _losses(plan: Plan, outlook: Outlook, proposal: Proposal) -> Iterable[str]:
         )
 
 
-def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
+def as_data(plan: Plan, prediction: StudyPrediction) -> dict[str, Any]:
     """Return the plan as plain data, for programs; seconds and bytes, effects in percent."""
-    done, stages = count_done(plan, outlook)
-    effects = smallest_effects(plan.seeds, plan.contrasts, outlook.deviation, plan.looks)
+    done, stages = count_done(plan, prediction)
+    effects = smallest_effects(
+        plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks
+    )
     found: dict[str, Any] = {
         "grid": plan.grid,
         "size": plan.size,
@@ -192,7 +195,7 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
         "first_seed": plan.first_seed,
         "stages": [stage.name for stage in plan.stages],
         "matching": plan.matching,
-        "cells": {name: _cell(plan, outlook, name) for name in plan.costs},
+        "cells": {name: _cell(plan, prediction, name) for name in plan.costs},
         "skipped": plan.skipped,
         "same": plan.same,
         "contrasts": [contrast.name for contrast in plan.contrasts],
@@ -201,28 +204,28 @@ def as_data(plan: Plan, outlook: Outlook) -> dict[str, Any]:
         "trials": len(plan.trials),
         "done": done,
         "done_stages": stages,
-        "slots": outlook.slots,
+        "slots": prediction.slots,
         "smallest_sign_flip_p": smallest_p(plan.seeds),
-        "deviation": outlook.deviation,
-        "deviation_source": outlook.source,
+        "deviation": prediction.standard_deviation,
+        "deviation_source": prediction.source,
         "smallest_effects": effects if plan.seeds >= FEWEST_SEEDS else {},
     }
-    if outlook.forecasts:
-        end = outlook.end.astimezone().isoformat(timespec="seconds")
-        found |= {"seconds": outlook.seconds, "end": end}
-        found |= {"memory": outlook.needed, "memory_there": outlook.memory}
+    if prediction.forecasts:
+        end = prediction.end.astimezone().isoformat(timespec="seconds")
+        found |= {"seconds": prediction.seconds, "end": end}
+        found |= {"memory": prediction.needed, "memory_there": prediction.memory}
     return found
 
 
-def _cell(plan: Plan, outlook: Outlook, name: str) -> dict[str, Any]:
+def _cell(plan: Plan, prediction: StudyPrediction, name: str) -> dict[str, Any]:
     found: dict[str, Any] = dataclasses.asdict(plan.costs[name])
     more_parameters, more_flops = plan.beyond_reference(name)
     found["mismatch"] = {"parameters": more_parameters, "step_flops": more_flops}
     found["blocks"] = {
         path: spelling for path, (_, spelling) in plan.cells[name].spellings().items()
     }
-    if name in outlook.forecasts:
-        expected = outlook.forecasts[name]
+    if name in prediction.forecasts:
+        expected = prediction.forecasts[name]
         found |= {"seconds": expected.seconds, **dataclasses.asdict(expected)}
     return found
 

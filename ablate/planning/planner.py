@@ -15,7 +15,7 @@ from ablate.core.grid import Contrast, Design, Grid, swap
 from ablate.core.grids import make_grid
 from ablate.core.plan import AGAIN, Plan
 from ablate.core.recipe import RECIPES, Recipe, with_fields
-from ablate.core.swap_checks import prove_swaps
+from ablate.core.swap_checks import check_swaps
 from ablate.core.trial import MAX_SEEDS, PRETRAIN, Trial, code_hash, make_trial
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
 from ablate.data.dataset import open_dataset
@@ -32,7 +32,7 @@ NOISE_CELLS = 5  # from so many cells on, training one of them again is a small 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Declared:
+class StudyOptions:
     """What a study declares before it runs, beside grid and recipe.
 
     ``primary`` is the contrast that it is about, if not the grid's own; ``noise`` whether the
@@ -60,7 +60,7 @@ def make_plan(
     settings: Mapping[str, Any],
     registry: Registry,
     sources: Sequence[str] | None = None,
-    declared: Declared = Declared(),
+    declared: StudyOptions = StudyOptions(),
 ) -> Plan:
     """Return the plan for a grid, by name or design; raises `UsageError` for what cannot be meant.
 
@@ -84,7 +84,7 @@ def make_plan(
         raise UsageError(f"no cell may be named like an A/A cell, with{AGAIN!r}: {taken[0]!r}")
     costs, skipped, same = price(cells, recipe, looks[PRETRAIN].tokens, registry)
     contrasts = _declare(grid, costs, declared.primary)
-    prove_swaps(contrasts, grid.cells, registry)
+    check_swaps(contrasts, grid.cells, registry)
     noise = _noise_floor(contrasts, costs, declared.noise)
     return Plan(
         grid=grid.name,
@@ -122,7 +122,7 @@ def make_plan(
     )
 
 
-def _check(size: str, seeds: int | None, declared: Declared) -> None:
+def _check(size: str, seeds: int | None, declared: StudyOptions) -> None:
     """Raise `UsageError` for what no grid could be planned with."""
     if size not in SIZES:
         raise unknown("size", size, SIZES)
@@ -136,7 +136,7 @@ def _check(size: str, seeds: int | None, declared: Declared) -> None:
         raise UsageError("--race and --asha: a race has verdicts, ASHA has none; choose one")
 
 
-def _count_seeds(given: int, declared: Declared) -> int:
+def _count_seeds(given: int, declared: StudyOptions) -> int:
     """Return how many seeds there are; raises `UsageError` for a first one that cannot be."""
     first, count = declared.first_seed, declared.looks[-1] if declared.looks else given
     if first and declared.looks:

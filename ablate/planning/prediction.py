@@ -14,7 +14,7 @@ from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE
 from ablate.core.plan import Plan, read_plan
 from ablate.core.resources import (
-    Conditions,
+    ProbeConditions,
     choose_resources,
     gpu_memory,
     host_memory,
@@ -30,7 +30,7 @@ from ablate.planning.budget import (
     work_left,
 )
 from ablate.planning.forecast import ESTIMATED, Forecast
-from ablate.stats.effects import FEWEST_SEEDS, Rule, effect
+from ablate.stats.effects import FEWEST_SEEDS, DecisionRule, effect
 from ablate.stats.sequential import detectable_at
 from ablate.stats.tests_and_intervals import ALPHA
 from blocks import UsageError
@@ -39,7 +39,7 @@ ASSUMED = 1.0  # percent: about what the nano studies in docs/results show
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class StudyPrediction:
     """A plan's prospects.
 
     ``deviation`` is how much paired improvements in CoCa loss vary from seed to seed, in percent,
@@ -50,7 +50,7 @@ class Outlook:
     it), and ``began`` when the study would start.
     """
 
-    deviation: float
+    standard_deviation: float
     source: str
     work: list[Work]
     search: list[Work] = field(default_factory=list)
@@ -114,9 +114,9 @@ def _measured_deviation(plan: Plan, ledger: Ledger) -> float | None:
     if plan.primary is None:
         return None
     losses = stage_losses(plan, ledger)[DECISIVE]
-    found = effect(plan.primary, DECISIVE, losses, rule=Rule())
-    enough = len(found.seeds) >= FEWEST_SEEDS and 0 < found.deviation < math.inf
-    return found.deviation if enough else None
+    found = effect(plan.primary, DECISIVE, losses, rule=DecisionRule())
+    enough = len(found.seeds) >= FEWEST_SEEDS and 0 < found.standard_deviation < math.inf
+    return found.standard_deviation if enough else None
 
 
 def smallest_effects(
@@ -128,7 +128,7 @@ def smallest_effects(
     so many seeds, what is left of it at the last of the ``looks``.
     """
     others = sum(not contrast.primary for contrast in contrasts)
-    share = Rule().primary_share if others else 1.0
+    share = DecisionRule().primary_share if others else 1.0
     found = {}
     if others < len(contrasts):
         found["primary"] = detectable_at(looks, seeds, deviation, ALPHA * share)
@@ -140,7 +140,9 @@ def smallest_effects(
     return found
 
 
-def _side_by_side(conditions: Conditions, forecasts: Mapping[str, Forecast]) -> tuple[int, int]:
+def _side_by_side(
+    conditions: ProbeConditions, forecasts: Mapping[str, Forecast]
+) -> tuple[int, int]:
     """Return how many trials will run side by side, and on each GPU, by their predicted memory.
 
     It is what the run chooses too. Raises `UsageError` where a trial fits nowhere.
@@ -152,18 +154,18 @@ def _side_by_side(conditions: Conditions, forecasts: Mapping[str, Forecast]) -> 
     return resources.slots, resources.per_gpu
 
 
-def make_outlook(
+def predict_study(
     plan: Plan,
     ledger: Ledger,
-    conditions: Conditions,
+    conditions: ProbeConditions,
     forecasts: Mapping[str, Forecast],
     deviation: str = "",
-) -> Outlook:
+) -> StudyPrediction:
     """Return the outlook of a plan; ``deviation`` is what `expected_deviation` takes."""
     expected, source = expected_deviation(deviation, plan, ledger)
     slots, per_gpu = _side_by_side(conditions, forecasts)
-    return Outlook(
-        deviation=expected,
+    return StudyPrediction(
+        standard_deviation=expected,
         source=source,
         work=work_left(plan, ledger),
         search=[

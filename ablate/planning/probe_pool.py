@@ -16,16 +16,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from ablate.core.resources import Conditions
+from ablate.core.resources import ProbeConditions
 from ablate.core.trial import Trial, to_dict
 
 PATIENCE = 240.0  # seconds that a probe may take
 
 
 def measure(
-    trials: Sequence[Trial], conditions: Conditions, say: Callable[[str], None]
+    trials: Sequence[Trial], conditions: ProbeConditions, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return what `ablate.planning.probe` answers for each trial; ``error`` says why there is nothing else.
+    """Return a probe's answer for each trial; ``error`` says why there is nothing else.
 
     Trials that run side by side slow each other down, so each is measured beside as many others as
     there will be: at the end some are measured again to keep the slots busy.
@@ -60,7 +60,7 @@ class _Probe:
         self.process, self.errors = process, errors
         self.number, self.until, self.alive = -1, 0.0, True
 
-    def ask(self, number: int, trial: Trial, conditions: Conditions) -> _Probe:
+    def ask(self, number: int, trial: Trial, conditions: ProbeConditions) -> _Probe:
         """Hand over a job."""
         job = {
             "trial": to_dict(trial),
@@ -97,7 +97,7 @@ def _ready(busy: Sequence[_Probe]) -> list[_Probe]:
 
 
 @contextlib.contextmanager
-def _probe(number: int, conditions: Conditions) -> Iterator[_Probe]:
+def _probe(number: int, conditions: ProbeConditions) -> Iterator[_Probe]:
     """Hold a process that measures, on the GPU that this slot's trials will have."""
     environment = os.environ | conditions.environment
     if conditions.per_gpu:

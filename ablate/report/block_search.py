@@ -65,7 +65,7 @@ def walk_document(
         pictures.append(Picture(stem="importance", caption=caption))
     return Document(
         title=f"A walk through blocks: {len(outcomes)} trials from {base}",
-        stamp="EXPLORATORY: the best of many on one seed looks better than it is. Confirm it on "
+        banner="EXPLORATORY: the best of many on one seed looks better than it is. Confirm it on "
         "other seeds.",
         opening=[
             f"{len(ranked)} cells were trained; the lowest validation CoCa loss, "

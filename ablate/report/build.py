@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ablate.analysis.results import Findings, effects_csv, make_findings
+from ablate.analysis.results import StudyResults, effects_csv, make_results
 from ablate.core.files import write_text
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
@@ -31,13 +31,13 @@ from ablate.report.methods import methods_section, problems_section, provenance_
 from ablate.report.race import race_section
 from ablate.report.render import html, latex, markdown
 from ablate.report.search_section import search_section
-from ablate.report.summary import opening, stamp
+from ablate.report.summary import banner, opening
 from blocks import UsageError
 
 FOR_PAPERS = ("The paper's contrast", "Effects")  # sections whose tables are in table.tex
 
 
-def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
+def make_report(plan: Plan, ledger: Ledger, found: StudyResults) -> Document:
     """Return what a study found in three sentences, then the evidence, then how it was done.
 
     Pictures are those that lie in the study's directory, so draw them first.
@@ -59,7 +59,7 @@ def make_report(plan: Plan, ledger: Ledger, found: Findings) -> Document:
     present = [_with_pictures_of(section, ledger.directory) for section in sections]
     return Document(
         title=f"Study {ledger.directory.resolve().name}: grid {plan.grid}",
-        stamp=stamp(plan, found),
+        banner=banner(plan, found),
         opening=opening(plan, found),
         sections=[s for s in present if s.paragraphs or s.tables or s.pictures or s.items],
     )
@@ -71,7 +71,7 @@ def _with_pictures_of(section: Section, directory: Path) -> Section:
     return replace(section, pictures=present)
 
 
-def texts(document: Document, found: Findings) -> dict[str, str]:
+def texts(document: Document, found: StudyResults) -> dict[str, str]:
     """Return the report's files that hold its numbers, by name: what a bundle is checked by."""
     tables = [
         replace(table, note=table.note or " ".join(section.paragraphs))
@@ -86,11 +86,11 @@ def texts(document: Document, found: Findings) -> dict[str, str]:
     }
 
 
-def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, Findings, list[Path]]:
+def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, StudyResults, list[Path]]:
     """Write the report and its figures into the study; returns them and all paths, report first."""
     from ablate.figures.effect_figures import draw_figures
 
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     try:
         figures = draw_figures(plan, ledger, found)
     except OSError as error:
@@ -116,7 +116,7 @@ def _cannot_write(directory: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write into {str(directory)!r}: {error.strerror}")
 
 
-def as_json(study: Path, found: Findings) -> str:
+def as_json(study: Path, found: StudyResults) -> str:
     """Return effects and attributions as JSON; what is not finite is null."""
     data = {
         "study": str(study),

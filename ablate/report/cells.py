@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from ablate.analysis.results import Findings
+from ablate.analysis.results import StudyResults
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import METRICS
 from ablate.core.plan import Plan
@@ -18,7 +18,7 @@ RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_re
 SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
 
 
-def cells_section(plan: Plan, ledger: Ledger, found: Findings) -> Section:
+def cells_section(plan: Plan, ledger: Ledger, found: StudyResults) -> Section:
     """Return what the cells reach in every stage."""
     dropped = found.race.seeds if found.race else {}
     measured = [

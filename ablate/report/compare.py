@@ -13,20 +13,20 @@ from scipy import stats
 
 from ablate.analysis.comparison import (
     Effects,
-    Side,
+    StudySummary,
     declared_differ,
     differences,
     in_common,
     later_stages,
     other_cells,
 )
-from ablate.analysis.losses import metric_sets, rule_of
+from ablate.analysis.losses import decision_rule, metric_sets
 from ablate.core.grid import Contrast
 from ablate.core.metrics import DECISIVE, METRICS
 from ablate.report.document import Document, Section, Table
 from ablate.report.effect_sections import percent, seeds_words, shown, verdict_words
 from ablate.report.methods import problems_section
-from ablate.report.summary import stamp
+from ablate.report.summary import banner
 from ablate.stats.effects import FEWEST_SEEDS, Effect, Losses, effects
 from ablate.stats.tests_and_intervals import CONFIDENCE, t_interval
 from blocks import UsageError
@@ -46,7 +46,7 @@ def compare_studies(first: Path, second: Path) -> Document:
     """
     if first.resolve() == second.resolve():
         raise UsageError(f"{str(first)!r} is given twice; name two studies")
-    a, b = Side.open(first), Side.open(second)
+    a, b = StudySummary.open(first), StudySummary.open(second)
     theirs = {contrast.name: contrast for contrast in b.plan.contrasts}
     shared = [c for c in a.plan.contrasts if c.name in theirs]
     if not shared:
@@ -60,7 +60,9 @@ def compare_studies(first: Path, second: Path) -> Document:
     items += [f"{name}: {words}" for name, words in others.items()]
     return Document(
         title=f"{a.name} and {b.name}",
-        stamp="; ".join(f"{s.name}: {words}" for s in (a, b) if (words := stamp(s.plan, s.found))),
+        banner="; ".join(
+            f"{s.name}: {words}" for s in (a, b) if (words := banner(s.plan, s.found))
+        ),
         opening=_opening(a, b, differing, alike or shared, pooled),
         sections=[
             Section(title="What differs", items=items or ["Nothing: they are one experiment."]),
@@ -71,7 +73,7 @@ def compare_studies(first: Path, second: Path) -> Document:
     )
 
 
-def _problems(side: Side) -> list[Section]:
+def _problems(side: StudySummary) -> list[Section]:
     """Return what is missing or doubtful in one of the studies, under its name."""
     return [
         dataclasses.replace(section, title=f"{section.title}: {side.name}")
@@ -79,7 +81,7 @@ def _problems(side: Side) -> list[Section]:
     ]
 
 
-def pool(a: Side, b: Side, alike: Sequence[Contrast]) -> Effects:
+def pool(a: StudySummary, b: StudySummary, alike: Sequence[Contrast]) -> Effects:
     """Return contrasts' effects over all seeds of both studies; a trial in both is one trial.
 
     p is adjusted for every contrast of either: to train fewer of them again is a choice as well.
@@ -94,14 +96,14 @@ def pool(a: Side, b: Side, alike: Sequence[Contrast]) -> Effects:
     return {
         (found.contrast, metric): found
         for metric, sets in (metric_sets(a.plan, merged) if alike else {}).items()
-        for found in effects([*family.values()], metric, *sets, rule=rule_of(a.plan))
+        for found in effects([*family.values()], metric, *sets, rule=decision_rule(a.plan))
         if found.contrast in chosen
     }
 
 
 def _effects(
-    a: Side,
-    b: Side,
+    a: StudySummary,
+    b: StudySummary,
     shared: list[Contrast],
     pooled: Effects,
     stages: list[tuple[str, str, bool]],
@@ -132,7 +134,11 @@ def _effects(
 
 
 def _opening(
-    a: Side, b: Side, differing: list[str], contrasts: list[Contrast], pooled: Effects
+    a: StudySummary,
+    b: StudySummary,
+    differing: list[str],
+    contrasts: list[Contrast],
+    pooled: Effects,
 ) -> list[str]:
     """Return what the studies are to each other, and the improvement by the first contrast."""
     name = next((c for c in contrasts if c.primary), contrasts[0]).name
@@ -162,7 +168,12 @@ def _seen(effect: Effect, whose: str) -> str:
 
 
 def _verdicts(
-    metric: str, words: str, a: Side, b: Side, shared: list[Contrast], pooled: Effects
+    metric: str,
+    words: str,
+    a: StudySummary,
+    b: StudySummary,
+    shared: list[Contrast],
+    pooled: Effects,
 ) -> Table:
     """Return how many of the declared seeds each side has of a contrast, and its verdict."""
     rows = []
@@ -185,7 +196,12 @@ def _verdict(effect: Effect, declared: Collection[int]) -> str:
 
 
 def _table(
-    metric: str, title: str, a: Side, b: Side, shared: list[Contrast], pooled: Effects
+    metric: str,
+    title: str,
+    a: StudySummary,
+    b: StudySummary,
+    shared: list[Contrast],
+    pooled: Effects,
 ) -> Table:
     rows = []
     for contrast in shared:
@@ -202,7 +218,7 @@ def _table(
     )
 
 
-def difference(contrast: Contrast, metric: str, a: Side, b: Side) -> str:
+def difference(contrast: Contrast, metric: str, a: StudySummary, b: StudySummary) -> str:
     """Return how much more a contrast improves in the second study, in words.
 
     The same seed of the same data sees the same batches, so that studies are paired by it.

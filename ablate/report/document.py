@@ -41,10 +41,10 @@ class Section:
 class Document:
     """A report: what was found in three sentences, then the evidence.
 
-    ``stamp`` is a warning that stands above everything, or nothing.
+    ``banner`` is a warning that stands above everything, or nothing.
     """
 
     title: str
-    stamp: str
+    banner: str
     opening: list[str]
     sections: list[Section]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ablate.analysis.results import Findings
+from ablate.analysis.results import StudyResults
 from ablate.core.grids import PAPER
 from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
 from ablate.core.plan import Plan
@@ -25,7 +25,7 @@ FOREST = (
 )
 
 
-def paper_section(plan: Plan, found: Findings) -> list[Section]:
+def paper_section(plan: Plan, found: StudyResults) -> list[Section]:
     """Return the paper's table, where the study has its contrast: claimed and measured."""
     own = {e.metric: e for e in found.effects if e.contrast == PAPER.name}
     if PAPER.name not in {contrast.name for contrast in plan.contrasts}:
@@ -57,7 +57,7 @@ def paper_section(plan: Plan, found: Findings) -> list[Section]:
     return [Section(title="The paper's contrast", tables=[table])]
 
 
-def effects_section(plan: Plan, found: Findings) -> Section:
+def effects_section(plan: Plan, found: StudyResults) -> Section:
     """Return every contrast's effect in the first stage, and in the mean over fine-tunings."""
     first, *later = plan.stages
     tables = [_effect_table(plan, found, f"Effects: {first.name}", "")]
@@ -87,7 +87,7 @@ def effects_section(plan: Plan, found: Findings) -> Section:
     )
 
 
-def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table:
+def _effect_table(plan: Plan, found: StudyResults, title: str, prefix: str) -> Table:
     every = [*found.effects, *found.noise]
     by_name = {(e.contrast, e.metric): e for e in every}
     contrasts = [*plan.contrasts, *([plan.noise] if plan.noise else [])]
@@ -111,7 +111,7 @@ def _effect_table(plan: Plan, found: Findings, title: str, prefix: str) -> Table
     )  # fmt: skip
 
 
-def _decided_earlier(found: Findings) -> dict[str, str]:
+def _decided_earlier(found: StudyResults) -> dict[str, str]:
     """Return, by contrast, at which look of a race a verdict was reached that it keeps."""
     now = {e.contrast: len(e.seeds) for e in found.effects if e.metric == DECISIVE}
     return {
@@ -122,7 +122,7 @@ def _decided_earlier(found: Findings) -> dict[str, str]:
     }
 
 
-def attribution_section(plan: Plan, found: Findings) -> list[Section]:
+def attribution_section(plan: Plan, found: StudyResults) -> list[Section]:
     """Return what each swap of a factorial contributes, and whether the swaps add up."""
     if plan.exploratory or not (whole := found.attributions.get(DECISIVE)):
         return []
@@ -150,7 +150,7 @@ def attribution_section(plan: Plan, found: Findings) -> list[Section]:
     ]
 
 
-def _shapley_table(found: Findings) -> Table:
+def _shapley_table(found: StudyResults) -> Table:
     return _parts_table(
         "Shapley values",
         {metric: whole.shapley for metric, whole in found.attributions.items()},
@@ -159,7 +159,7 @@ def _shapley_table(found: Findings) -> Table:
     )
 
 
-def _terms_table(found: Findings) -> Table:
+def _terms_table(found: StudyResults) -> Table:
     return _parts_table(
         "Main effects and interactions",
         {metric: whole.terms for metric, whole in found.attributions.items()},
@@ -201,7 +201,7 @@ def adding_up(found: Attribution, smallest: float) -> str:
     return f"{start}: the gain of all less the sum of the single ones' is {words}"
 
 
-def examples_section(found: Findings) -> list[Section]:
+def examples_section(found: StudyResults) -> list[Section]:
     """Return the primary contrast's effects with what the choice of test examples adds."""
     if not found.examples:
         return []

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ablate.analysis.losses import needed
-from ablate.analysis.results import Findings
+from ablate.analysis.losses import needed_trials
+from ablate.analysis.results import StudyResults
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_launches
 from ablate.core.trial import Trial
 from ablate.report.document import Section, Table
-from ablate.stats.effects import Rule
+from ablate.stats.effects import DecisionRule
 from ablate.stats.tests_and_intervals import EXACT_PAIRS, smallest_p
 
 
-def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
+def problems_section(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Section]:
     """Return what is missing, failed or left out, by name; nothing is averaged away."""
     items = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
     items += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
@@ -24,7 +24,7 @@ def problems_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Sectio
     if plan.factorial and not found.attributions:
         items.append("No swap's share of the gain: no seed has a result of every cell that takes.")
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
-    for trial in needed(plan, found.race):
+    for trial in needed_trials(plan, found.race):
         if ledger.result(trial) is None and ledger.stopped(trial) is None:
             reason = (ledger.failure(trial) or _no_result(trial, ledger)).strip().splitlines()[-1]
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
@@ -79,7 +79,7 @@ def _early_stops(plan: Plan, ledger: Ledger) -> list[str]:
 
 def methods_section(plan: Plan) -> Section:
     """Return the design and the recipe in words."""
-    share = Rule().primary_share
+    share = DecisionRule().primary_share
     others = len(plan.contrasts) - 1
     family = (
         f"The primary contrast is tested at {100 * share * 0.05:g}% and the {others} others by "
@@ -118,9 +118,9 @@ def methods_section(plan: Plan) -> Section:
 
 
 def _exact(seeds: int) -> str:
-    """Return what stands in effects.csv as p_exact."""
+    """Return what stands in effects.csv as p_sign_flip."""
     if seeds > EXACT_PAIRS:
-        return f"as p_exact the t test's p: {seeds} seeds have too many signs to go through"
+        return f"as p_sign_flip the t test's p: {seeds} seeds have too many signs to go through"
     return (
         "the p of a sign-flip test, which assumes only that without an effect both signs are as "
         f"likely; with {seeds} seeds it cannot go below {smallest_p(seeds):.3g}"

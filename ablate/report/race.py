@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ablate.analysis.losses import needed
-from ablate.analysis.results import Findings
+from ablate.analysis.losses import needed_trials
+from ablate.analysis.results import StudyResults
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.trial import Trial
@@ -21,12 +21,12 @@ def look_words(look: Look) -> str:
     return f"look at {look.seeds} seeds: {decided or 'nothing is decided'}{dropped}"
 
 
-def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
+def race_section(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Section]:
     """Return the looks, what each decided and dropped, and the trials that were saved."""
     race = found.race
     if race is None:
         return []
-    used = needed(plan, race)
+    used = needed_trials(plan, race)
     beyond = [t for t in plan.trials if t not in used and ledger.result(t) is not None]
     saved = len(plan.trials) - len(used)
     aim = "find it improved" if plan.aim == IMPROVEMENTS else "bring a verdict"
@@ -43,7 +43,7 @@ def race_section(plan: Plan, ledger: Ledger, found: Findings) -> list[Section]:
                 "intervals are wider, so that they hold at each. Effects that stopped a race early "
                 "tend to be overestimated.",
                 f"{saved} of {len(plan.trials)} trials ({saved / len(plan.trials):.0%}) were "
-                f"{'not needed' if not race.running else 'not needed so far'}.{running}",
+                f"{'not needed' if not race.running else 'not needed_trials so far'}.{running}",
             ],
             tables=[_looks_table(plan, race), _decisions_table(race)],
             items=_race_problems(plan, ledger, race, beyond),
@@ -69,7 +69,7 @@ def _decisions_table(race: Race) -> Table:
             d.why,
             f"{d.effect.estimate:+.2f}",
             f"{d.effect.p_adjusted:.2g}",
-            f"{d.effect.p_equivalent:.2g}",
+            f"{d.effect.p_tost:.2g}",
             f"{d.chance:.2g}",
         )
         for look in race.looks
@@ -85,7 +85,7 @@ def _race_problems(plan: Plan, ledger: Ledger, race: Race, beyond: Sequence[Tria
     seen = race.looks[-1].seeds if race.looks else 0
     lost = [
         f"{trial.name} seed {trial.pair}"
-        for trial in needed(plan, race)
+        for trial in needed_trials(plan, race)
         if trial.pair < seen and ledger.result(trial) is None
     ]
     items = []

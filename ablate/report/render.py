@@ -44,7 +44,7 @@ def numeric(table: Table) -> set[int]:
 def markdown(document: Document) -> str:
     """Return a document as Markdown (GitHub's); pictures are the PNGs beside it."""
     parts = [f"# {_plain(document.title)}"]
-    parts += [f"> **Warning.** {_plain(document.stamp)}"] if document.stamp else []
+    parts += [f"> **Warning.** {_plain(document.banner)}"] if document.banner else []
     parts += [_plain(sentence) for sentence in document.opening]
     for section in document.sections:
         parts += _markdown_section(section)
@@ -161,7 +161,7 @@ def _html_figure(picture: Picture, directory: Path) -> Markup:
 
 
 def _inline(svg: str, picture: Picture) -> Markup:
-    """Return a drawing of `ablate.figures.style` to stand in a page: its ids its own, its inks the page's."""
+    """Return one of our drawings for a page: its ids its own, its inks the page's."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)

@@ -7,11 +7,11 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ablate.analysis.results import Findings, make_findings
+from ablate.analysis.results import StudyResults, make_results
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import FINETUNED
 from ablate.core.plan import Plan, read_plan
-from ablate.core.search_results import read_found
+from ablate.core.search_results import read_outcomes
 from ablate.figures import cell_figures, search_figures
 from ablate.figures import effect_figures as figures
 from ablate.report.build import write_report
@@ -44,9 +44,9 @@ class Study:
         return f"<Study {str(self.directory)!r}: grid {self.plan.grid}, {of}>"
 
     @functools.cached_property
-    def findings(self) -> Findings:
+    def results(self) -> StudyResults:
         """Return all that the study has found."""
-        return make_findings(self.plan, self.ledger)
+        return make_results(self.plan, self.ledger)
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -91,7 +91,7 @@ class Study:
                 "reason": outcome.reason,
                 **outcome.values,
             }
-            for outcomes in read_found(self.directory).values()
+            for outcomes in read_outcomes(self.directory).values()
             for outcome in outcomes
         )
 
@@ -100,7 +100,7 @@ class Study:
         """Return a row per contrast and metric, the A/A contrast last; numbers in percent."""
         import pandas as pd
 
-        rows = [*self.findings.effects, *self.findings.noise]
+        rows = [*self.results.effects, *self.results.noise]
         return pd.DataFrame(dataclasses.asdict(effect) for effect in rows)
 
     @property
@@ -133,7 +133,7 @@ class Plots:
         known |= {FINETUNED[:-1]: FINETUNED} if known else {}
         if stage and stage not in known:
             raise unknown("fine-tuning", stage, known)
-        return figures.forest(self.study.plan, self.study.findings, known.get(stage, ""))
+        return figures.forest(self.study.plan, self.study.results, known.get(stage, ""))
 
     def slopes(self) -> Figure | None:
         """Return the primary contrast seed by seed."""
@@ -141,7 +141,7 @@ class Plots:
 
     def shapley(self) -> Figure | None:
         """Return each swap's share of the gain of all."""
-        return figures.shapley(self.study.findings)
+        return figures.shapley(self.study.results)
 
     def interactions(self) -> Figure | None:
         """Return each swap's gain without and with another one."""
@@ -153,7 +153,7 @@ class Plots:
 
     def search(self) -> Figure | None:
         """Return the validation loss of search trials, and the lowest so far."""
-        return search_figures.history(read_found(self.study.directory))
+        return search_figures.history(read_outcomes(self.study.directory))
 
     def cost(self) -> Figure | None:
         """Return test losses by what cells cost."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ablate.analysis.results import Findings
+from ablate.analysis.results import StudyResults
 from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
 from ablate.core.plan import Plan
 from ablate.report.effect_sections import adding_up, percent, seeds_words
-from ablate.stats.effects import FEWEST_SEEDS, Effect, Rule, verdict_is_clear
+from ablate.stats.effects import FEWEST_SEEDS, DecisionRule, Effect, verdict_is_clear
 from ablate.stats.sequential import detectable_at
 from ablate.stats.tests_and_intervals import ALPHA, ROUNDING, deviation_interval
 
 MOST_NAMED = 4  # of clear effects in a sentence
 
 
-def opening(plan: Plan, found: Findings) -> list[str]:
+def opening(plan: Plan, found: StudyResults) -> list[str]:
     """Return three sentences in plain words; fewer where the study has not so much to say."""
     main = found.of(plan.primary.name) if plan.primary else None
     if main is None:
@@ -30,7 +30,7 @@ def opening(plan: Plan, found: Findings) -> list[str]:
     ]
 
 
-def _no_primary(plan: Plan, found: Findings) -> str:
+def _no_primary(plan: Plan, found: StudyResults) -> str:
     """Return why there is nothing to say of the primary contrast."""
     if plan.primary is None:
         return "No contrast was declared as what the study is about."
@@ -40,7 +40,7 @@ def _no_primary(plan: Plan, found: Findings) -> str:
     return f"{plan.primary.name} is complete with no seed yet."
 
 
-def stamp(plan: Plan, found: Findings) -> str:
+def banner(plan: Plan, found: StudyResults) -> str:
     """Return a warning that stands above everything else, or nothing."""
     warnings = []
     if plan.exploratory:
@@ -64,7 +64,7 @@ def stamp(plan: Plan, found: Findings) -> str:
     return "; ".join(warnings)
 
 
-def _what(plan: Plan, found: Findings, main: Effect) -> str:
+def _what(plan: Plan, found: StudyResults, main: Effect) -> str:
     tuned = found.of(main.contrast, FINETUNED + DECISIVE)
     count = len(plan.stages) - 1
     when = f"as the mean of {count} fine-tunings" if count > 1 else "after fine-tuning"
@@ -104,7 +104,7 @@ def _why_inconclusive(effect: Effect) -> str:
     )
 
 
-def _which(plan: Plan, found: Findings) -> str:
+def _which(plan: Plan, found: StudyResults) -> str:
     """Return which swaps are clear, averaged over the others or single, and whether they add up."""
     swaps = {c.name: c for c in plan.contrasts if len(c.fields) == 1 and not c.primary}
     singles = [e for e in found.effects if e.metric == DECISIVE and e.seeds and e.contrast in swaps]
@@ -126,7 +126,7 @@ def _which(plan: Plan, found: Findings) -> str:
     return f"{start}; {adding_up(whole, plan.smallest_effect)}." if whole else f"{start}."
 
 
-def _where(found: Findings, main: Effect) -> str:
+def _where(found: StudyResults, main: Effect) -> str:
     """Return what the swap does to the losses that the decisive one is made of."""
     parts = [e for m in METRICS if m != DECISIVE and (e := found.of(main.contrast, m))]
     if not parts:
@@ -145,17 +145,20 @@ def _in_sum(clear: Sequence[Effect]) -> str:
     )
 
 
-def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
+def _how_sure(plan: Plan, found: StudyResults, main: Effect) -> str:
     count = len(main.seeds)
     if count < FEWEST_SEEDS:
         return f"How sure: not at all, {seeds_words(main.seeds)} is too few for a verdict (give 6)."
-    if not main.deviation > ROUNDING:
+    if not main.standard_deviation > ROUNDING:
         return "How sure: not at all, every seed shows the same (see what is doubtful below)."
-    share = Rule().primary_share if len(plan.contrasts) > 1 else 1.0
-    smallest = detectable_at(plan.looks, count, main.deviation, ALPHA * share)
-    low, high = (smallest * x / main.deviation for x in deviation_interval(main.deviation, count))
+    share = DecisionRule().primary_share if len(plan.contrasts) > 1 else 1.0
+    smallest = detectable_at(plan.looks, count, main.standard_deviation, ALPHA * share)
+    low, high = (
+        smallest * x / main.standard_deviation
+        for x in deviation_interval(main.standard_deviation, count)
+    )
     spreads = [
-        e.deviation
+        e.standard_deviation
         for e in found.effects
         if e.metric == DECISIVE and e.contrast != main.contrast and len(e.seeds) > 1
     ]
@@ -169,7 +172,8 @@ def _how_sure(plan: Plan, found: Findings, main: Effect) -> str:
     over = f" over {seeds_words(noise[0].seeds)}" if noise and len(noise[0].seeds) != count else ""
     floor = f"; {again} {percent(noise[0])}{over}" if noise else ""
     return (
-        f"How sure: improvements of this contrast vary by {main.deviation:.2f}% from seed to seed, "
+        f"How sure: improvements of this contrast vary by {main.standard_deviation:.2f}% from seed "
+        "to seed, "
         f"so {count} seeds find an effect of {smallest:.2g}% four times out of five (somewhere "
         f"from {_digits(low)} to {_digits(high)}%, for {count} seeds do not tell the variation "
         f"well){others}{floor}."

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import read_plan
 from ablate.core.records import read_examples
@@ -134,7 +134,7 @@ def _recomputed(study: Path) -> Iterator[str]:
                 folder = ledger.folder(trial) / stage.folder
                 where = (folder / "result.json").relative_to(study)
                 yield from (f"{where}: {line}" for line in _other_metrics(stage, record, folder))
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     document = make_report(plan, ledger, found)
     made = texts(document, found) | {"report.html": html(document, study)}
     for name, text in made.items():

@@ -35,7 +35,7 @@ Losses = Mapping[tuple[str, int], float]  # (cell, seed) -> loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
+class DecisionRule:
     """How verdicts are reached; declared before a study runs.
 
     ``smallest_effect`` is the improvement in percent below which a difference is of no interest,
@@ -55,9 +55,9 @@ class Rule:
 class Effect:
     """A contrast's estimate in one metric; numbers in percent, positive when the loss falls.
 
-    ``deviation`` is how much the improvement varies from seed to seed. ``p`` is the paired t
+    ``standard_deviation`` is that of the improvement over seeds. ``p`` is the paired t
     test's (over all looks, in a race), ``p_adjusted`` that of the family of all contrasts, by which
-    the verdict goes; ``p_equivalent`` says how well an effect of interest is ruled out; ``p_exact``
+    the verdict goes; ``p_tost`` says how well an effect of interest is ruled out; ``p_sign_flip``
     is the sign-flip test's, which assumes only that without an effect both signs are as likely.
     ``correlation`` is that of reference and candidate over seeds (what pairing by seed gains from).
     In a race the numbers are those of the last look that the seeds reach, the verdict that of the
@@ -70,11 +70,11 @@ class Effect:
     estimate: float
     low: float
     high: float
-    deviation: float
+    standard_deviation: float
     p: float
     p_adjusted: float
-    p_equivalent: float
-    p_exact: float
+    p_tost: float
+    p_sign_flip: float
     correlation: float
     verdict: str
 
@@ -118,7 +118,7 @@ def mean_improvements(contrast: Contrast, sets: Sequence[Losses]) -> dict[int, f
     return {seed: float(np.mean([by_seed[seed] for by_seed in found])) for seed in sorted(seeds)}
 
 
-def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect:
+def effect(contrast: Contrast, metric: str, *sets: Losses, rule: DecisionRule) -> Effect:
     """Return a contrast's mean improvement over seeds, and over data sets if there are several.
 
     Its p is that of this one contrast; `effects` adjusts for the others. In a race, seeds beyond
@@ -138,24 +138,24 @@ def effect(contrast: Contrast, metric: str, *sets: Losses, rule: Rule) -> Effect
         estimate=float(values.mean()) if n else math.nan,
         low=low,
         high=high,
-        deviation=float(values.std(ddof=1)) if n > 1 else math.nan,
+        standard_deviation=float(values.std(ddof=1)) if n > 1 else math.nan,
         p=p,
         p_adjusted=p,
-        p_equivalent=_equivalence(values, rule),
-        p_exact=sign_flip_p(values),
+        p_tost=_equivalence(values, rule),
+        p_sign_flip=sign_flip_p(values),
         correlation=float(np.mean(correlations)),
         verdict="",
     )
     return _judged(found, rule)
 
 
-def up_to_look(seeds: list[int], rule: Rule) -> list[int]:
+def up_to_look(seeds: list[int], rule: DecisionRule) -> list[int]:
     """Return the first seeds, as many as the last look of a race that they reach; else all."""
     seen = [look for look in rule.looks if look <= len(seeds)]
     return seeds[: seen[-1]] if seen else seeds
 
 
-def p_value(values: Values, rule: Rule) -> float:
+def p_value(values: Values, rule: DecisionRule) -> float:
     """Return the paired t test's p of improvements by seed; in a race, that over all looks.
 
     It is 1 where improvements do not vary: seeds without an effect, or copies, prove nothing.
@@ -165,17 +165,17 @@ def p_value(values: Values, rule: Rule) -> float:
     return sequential_p(values, rule.looks, t_test_p) if rule.looks else t_test_p(values)
 
 
-def interval(values: Values, rule: Rule) -> tuple[float, float]:
+def interval(values: Values, rule: DecisionRule) -> tuple[float, float]:
     """Return the 95% interval of improvements by seed; in a race, one that holds at every look."""
     return t_interval(values, confidence(rule, len(values)))
 
 
-def confidence(rule: Rule, seeds: int) -> float:
+def confidence(rule: DecisionRule, seeds: int) -> float:
     """Return the level of an interval of so many seeds that leads to 95%, or more, over looks."""
     return 1 - level(rule.looks, seeds) if rule.looks else CONFIDENCE
 
 
-def _equivalence(values: Values, rule: Rule) -> float:
+def _equivalence(values: Values, rule: DecisionRule) -> float:
     if not varies(values):
         return 1.0
     test = partial(equivalence_p, margin=rule.smallest_effect)
@@ -184,7 +184,9 @@ def _equivalence(values: Values, rule: Rule) -> float:
     return sequential_p(values, rule.looks, test, EQUIVALENCE_SPENDING)
 
 
-def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rule) -> list[Effect]:
+def effects(
+    contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: DecisionRule
+) -> list[Effect]:
     """Return all contrasts' effects in one metric, with p adjusted over their whole family.
 
     In a race (seeds counting from 0) a contrast keeps the verdict of the look that decided it.
@@ -201,7 +203,7 @@ def effects(contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: Rul
 
 
 def _family(
-    contrasts: Sequence[Contrast], metric: str, sets: Sequence[Losses], rule: Rule
+    contrasts: Sequence[Contrast], metric: str, sets: Sequence[Losses], rule: DecisionRule
 ) -> list[Effect]:
     found = [effect(contrast, metric, *sets, rule=rule) for contrast in contrasts]
     first = [e for e, contrast in zip(found, contrasts, strict=True) if contrast.primary]
@@ -215,7 +217,7 @@ def _family(
     return [_judged(replace(e, p_adjusted=adjusted[e.contrast]), rule) for e in found]
 
 
-def _judged(found: Effect, rule: Rule) -> Effect:
+def _judged(found: Effect, rule: DecisionRule) -> Effect:
     return replace(found, verdict=EXPLORATORY if rule.exploratory else verdict(found))
 
 
@@ -239,7 +241,7 @@ def verdict(found: Effect) -> str:
         return "too few seeds"
     if found.p_adjusted <= ALPHA:
         return "improved" if found.estimate > 0 else "worse"
-    return "equivalent" if found.p_equivalent <= ALPHA else "inconclusive"
+    return "equivalent" if found.p_tost <= ALPHA else "inconclusive"
 
 
 def verdict_is_clear(word: str) -> bool:

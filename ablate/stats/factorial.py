@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from ablate.stats.effects import Losses, Rule, complete_seeds, interval, p_value, up_to_look
+from ablate.stats.effects import DecisionRule, Losses, complete_seeds, interval, p_value, up_to_look
 from ablate.stats.tests_and_intervals import Values, holm, standard_error, t_quantile
 
 Swaps = frozenset[str]
@@ -54,7 +54,7 @@ class Attribution:
         return self.terms[len(self.shapley) :]
 
 
-def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: Rule) -> Attribution | None:
+def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: DecisionRule) -> Attribution | None:
     """Return the analysis of a full factorial, or None where no seed has all of its cells.
 
     ``cells`` names the cell of every set of swaps; the empty set is the reference. In a race the
@@ -147,7 +147,7 @@ def _adjusted(parts: Mapping[Term, Part]) -> list[Part]:
     ]
 
 
-def _part(name: str, values: Values, rule: Rule) -> Part:
+def _part(name: str, values: Values, rule: DecisionRule) -> Part:
     """Return the mean of values [seeds] with the interval and the p that effects have."""
     low, high = interval(values, rule)
     mean = float(values.mean())

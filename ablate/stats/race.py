@@ -22,7 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablate.core.grid import Contrast
-from ablate.stats.effects import Effect, Losses, Rule, effects, improvements, verdict_is_decided
+from ablate.stats.effects import (
+    DecisionRule,
+    Effect,
+    Losses,
+    effects,
+    improvements,
+    verdict_is_decided,
+)
 from ablate.stats.sequential import EQUIVALENCE_SPENDING, level
 from ablate.stats.tests_and_intervals import ALPHA, Values, t_quantile
 
@@ -76,11 +83,11 @@ class Race:
         return min(self.seeds.get(cell, self.last) for cell in cells)
 
 
-def hold_race(
+def hold_looks(
     families: Sequence[Family],
     metric: str,
     losses: Losses,
-    rule: Rule,
+    rule: DecisionRule,
     cells: Iterable[str],
     settled: Container[tuple[str, int]],
 ) -> Race:
@@ -110,7 +117,9 @@ def hold_race(
     return Race(looks=tuple(looks), running=running, last=rule.looks[-1])
 
 
-def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) -> list[Decision]:
+def decide(
+    family: Family, metric: str, losses: Losses, rule: DecisionRule, seeds: int
+) -> list[Decision]:
     """Return the family's contrasts that are decided by so many seeds or are not worth more."""
     found = effects(family, metric, losses, rule=rule)
     decisions = []
@@ -129,7 +138,9 @@ def decide(family: Family, metric: str, losses: Losses, rule: Rule, seeds: int) 
     return decisions
 
 
-def multiplicity(contrast: Contrast, family: Family, found: Sequence[Effect], rule: Rule) -> float:
+def multiplicity(
+    contrast: Contrast, family: Family, found: Sequence[Effect], rule: DecisionRule
+) -> float:
     """Return what a contrast's p is multiplied by if it is the next one to be rejected."""
     left = [
         other
@@ -152,7 +163,7 @@ class Chances:
     any: float
 
 
-def chances(values: Values, rule: Rule, alpha: float) -> Chances:
+def chances(values: Values, rule: DecisionRule, alpha: float) -> Chances:
     """Return what the looks to come may bring, going by the values so far.
 
     These are predictive probabilities: a true effect and its spread over seeds are drawn from what

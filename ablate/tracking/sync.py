@@ -7,12 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ablate.analysis.losses import needed
-from ablate.analysis.results import make_findings
+from ablate.analysis.losses import needed_trials
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.provenance import without_passwords
-from ablate.core.search_results import read_found
+from ablate.core.search_results import read_outcomes
 from ablate.tracking.mlflow_runs import StudyRuns
 from ablate.tracking.mlflow_searches import write_searches
 from ablate.tracking.mlflow_store import explain
@@ -34,16 +34,16 @@ class Sync:
 
         Raises `UsageError` where the study itself is at odds, before the store is touched.
         """
-        findings = make_findings(self.plan, self.ledger)
+        results = make_results(self.plan, self.ledger)
         self._write("", partial(self.runs.connect, _tell))
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
-        found = read_found(self.ledger.directory)
+        found = read_outcomes(self.ledger.directory)
         self._write("the search", lambda: write_searches(self.runs, found))
-        runs = [*findings.effects, *findings.noise]
+        runs = [*results.effects, *results.noise]
         effects = self._write("the effects", partial(self.runs.write_effects, runs))
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))
-        wanted = needed(self.plan, findings.race)
+        wanted = needed_trials(self.plan, results.race)
         self._write("the study's run", partial(self.runs.ended, wanted))
         if self.down:
             return LACKING

@@ -17,7 +17,7 @@ from typing import Any, Self
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.provenance import without_passwords
-from ablate.core.search_results import read_found
+from ablate.core.search_results import read_outcomes
 from ablate.core.trial import Trial
 from ablate.stats.effects import Effect
 from ablate.tracking import system_metrics as machine
@@ -39,7 +39,7 @@ class Tracker:
     As a context it is open in the block; a block that `close` does not end ends the study's run as
     failed, or as killed by Ctrl-C, and the writer in any case.
     ``models`` is whether trials' models are copied too; None: those of at most 64 MiB. ``remedy``
-    says what brings the store up to date, for what is no study to `ablate.tracking.sync`, and ``note`` is of
+    says what brings the store up to date, for what `ablate sync` takes for no study, and ``note`` is of
     the launch where the study's plan has none.
     """
 
@@ -113,7 +113,7 @@ class Tracker:
         for trial in self.plan.trials:
             if self.ledger.result(trial) is not None:
                 self._put(trial.key, partial(self.runs.finished, trial))
-        if found := read_found(self.ledger.directory):
+        if found := read_outcomes(self.ledger.directory):
             self._put("search", partial(write_searches, self.runs, found))
 
     def close(

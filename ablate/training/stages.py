@@ -23,7 +23,7 @@ from ablate.core.metrics import Metrics
 from ablate.core.records import read_curve, read_record, shown
 from ablate.core.trial import Stage, Trial
 from ablate.training.train import Training
-from assemblies.parallel import from_first, rank
+from assemblies.parallel import broadcast_from_rank0, rank
 from blocks import Registry
 
 CHECKPOINT_SECONDS = 60.0
@@ -47,12 +47,12 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
     """Train a stage and yield its metrics; the last ones are those on the test split."""
     folder = directory / stage.folder
     finished = read_record(folder, stage)
-    if from_first(finished is not None):
+    if broadcast_from_rank0(finished is not None):
         yield {"step": stage.recipe.steps, **(finished or {"metrics": {}})["metrics"]}
         return
     training = Training(trial, stage, registry, directory)
     training.resume(folder)
-    if from_first(training.state.step) != training.state.step:
+    if broadcast_from_rank0(training.state.step) != training.state.step:
         raise RuntimeError(f"workers see different checkpoints in {folder}: is its disk shared?")
     keeps, saved = rank() == 0, time.monotonic()
     if keeps:
@@ -68,7 +68,9 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
         yield metrics
     training.close()
     final = _conclude(training, folder) if keeps else {}
-    from_first(training.state.step)  # the next stage starts from what the first rank has written
+    broadcast_from_rank0(
+        training.state.step
+    )  # the next stage starts from what the first rank has written
     yield {"step": stage.recipe.steps, **final}
 
 

@@ -42,7 +42,13 @@ from assemblies import (
 from assemblies.accumulate import contrastive_gradients, pull
 from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
-from assemblies.parallel import add_gradients, from_first, rank, sum_over_ranks, world_size
+from assemblies.parallel import (
+    add_gradients,
+    broadcast_from_rank0,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 from assemblies.structure import structure_of
 from blocks import Registry, UsageError
 from blocks.auxiliary import collect_auxiliary_losses
@@ -226,7 +232,7 @@ class Training:
         Only the first rank does; the others learn the loss, which decides how training goes on.
         """
         metrics = self.measure("val") if rank() == 0 else {}
-        loss = from_first(metrics.get(SELECTION, math.nan))
+        loss = broadcast_from_rank0(metrics.get(SELECTION, math.nan))
         if not math.isfinite(loss):
             raise DivergedError(f"validation loss {loss} at step {self.state.step}")
         if loss < self.state.best:

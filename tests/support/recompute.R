@@ -45,8 +45,8 @@ analyse <- function(contrast, loss, margin = plan$smallest_effect) {
   below <- t.test(d, mu = margin, alternative = "less")$p.value
   correlations <- over_pairs(contrast$pairs, function(a, b) cor(loss[, a], loss[, b]))
   data.frame(contrast = contrast$name, seeds = paste(rownames(loss), collapse = " "),
-             summarise(d), deviation = sd(d), p_exact = sign_flip(d),
-             p_equivalent = max(above, below), correlation = mean(correlations))
+             summarise(d), standard_deviation = sd(d), p_sign_flip = sign_flip(d),
+             p_tost = max(above, below), correlation = mean(correlations))
 }
 # The graphical procedure as the closed test that it is a short cut for: in each set of hypotheses
 # the primary has 4/5 of the level and the others 1/5 in equal parts; one side alone has it all.
@@ -63,7 +63,7 @@ closed <- function(p, primary) {
 family <- function(metric, contrasts) {
   e <- do.call(rbind, lapply(contrasts, analyse, losses[[metric]]))
   e$p_adjusted <- closed(e$p, sapply(contrasts, `[[`, "primary"))
-  unclear <- ifelse(e$p_equivalent <= 0.05, "equivalent", "inconclusive")
+  unclear <- ifelse(e$p_tost <= 0.05, "equivalent", "inconclusive")
   clear <- ifelse(e$estimate > 0, "improved", "worse")
   e$verdict <- ifelse(e$p_adjusted <= 0.05, clear, unclear)
   cbind(metric = metric, e)
@@ -154,5 +154,5 @@ primary <- effects[effects$metric == "coca", ][1, ]
 count <- nrow(losses$coca)
 expect("detectable effect", sprintf(
   "vary by %.2f%% from seed to seed, so %d seeds find an effect of %.2g%%",
-  primary$deviation, count, detectable(count, 0.04) * primary$deviation))
+  primary$standard_deviation, count, detectable(count, 0.04) * primary$standard_deviation))
 quit(status = as.integer(wrong > 0))

@@ -17,7 +17,7 @@ from ablate.core.files import write_json, write_text
 from ablate.core.ledger import Ledger
 from ablate.core.plan import FILE, Plan, read_plan, write_plan
 from ablate.core.trial import Stage, Trial
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.training.example_losses import write_examples
 from assemblies import CoCaConfig
 from assemblies.structure import Structure, structure
@@ -34,7 +34,11 @@ LAUNCH = {
 
 @functools.cache
 def _made(
-    grid: str, seeds: int, settings: tuple[Any, ...], sources: tuple[str, ...], declared: Declared
+    grid: str,
+    seeds: int,
+    settings: tuple[Any, ...],
+    sources: tuple[str, ...],
+    declared: StudyOptions,
 ) -> Plan:
     """Return a plan, made once for all tests that ask for the same: it takes seconds."""
     return make_plan(grid, "nano", seeds, dict(settings), default_registry(), sources, declared)
@@ -48,13 +52,13 @@ def planned(
     seeds: int = 6,
     sources: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
-    declared: Declared | None = None,
+    declared: StudyOptions | None = None,
     changed: Mapping[str, object] | None = None,
 ) -> tuple[Plan, Ledger]:
     """Plan a study of small cells and write the plan, cells under other names if asked."""
     settings = {**SMALL, "data": shapes, "steps": 20, "batch": 16, "evaluate": 4,
                 "evaluation_batch": 16, **(changed or {})}  # fmt: skip
-    plan = _made(grid, seeds, tuple(settings.items()), tuple(sources), declared or Declared())
+    plan = _made(grid, seeds, tuple(settings.items()), tuple(sources), declared or StudyOptions())
     write_plan(plan, directory, LAUNCH)
     text = (directory / FILE).read_text(encoding="utf-8")
     for old, new in (rename or {}).items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.trial import Trial
@@ -29,7 +29,7 @@ def train(trial: Trial, ledger: Ledger) -> None:
 
 
 def effects_of(plan: Plan, ledger: Ledger) -> list[Effect]:
-    return make_findings(plan, ledger).effects
+    return make_results(plan, ledger).effects
 
 
 def track(plan: Plan, ledger: Ledger, uri: str, said: list[str], **options: Any) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from studies import finish, planned, write_result
 
-from ablate.analysis.losses import held_race, stage_losses
-from ablate.analysis.results import make_findings
-from ablate.analysis.warnings import doubts, lost_pairs
+from ablate.analysis.losses import race_so_far, stage_losses
+from ablate.analysis.results import make_results
+from ablate.analysis.warnings import effect_warnings, lost_pairs
 from ablate.core.metrics import DECISIVE
-from ablate.planning.planner import Declared
+from ablate.planning.planner import StudyOptions
 from ablate.report.build import make_report
-from ablate.stats.effects import Rule
+from ablate.stats.effects import DecisionRule
 
 
 def test_a_pretraining_counts_whatever_became_of_its_finetuning(
@@ -24,7 +24,7 @@ def test_a_pretraining_counts_whatever_became_of_its_finetuning(
     finish(plan, ledger, but=[lost])
     write_result(plan, ledger, lost, lost.stages[0], 0.3)
     ledger.record_failure(lost, "DivergedError: loss nan at step 3 of icons")
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     seeds = {e.metric: e.seeds for e in found.effects}
     assert seeds["coca"] == (0, 1, 2, 3)
     assert seeds["icons/coca"] == seeds["finetune/coca"] == (0, 2, 3)
@@ -45,7 +45,7 @@ def test_every_loss_that_cannot_be_used_is_named(shapes: str, tmp_path: Path) ->
     first, second = plan.of_cell("grr")[:2]
     write_result(plan, ledger, first, first.stages[0], 0.3, **{"test/contrastive": 0.0})
     write_result(plan, ledger, second, second.stages[0], 0.3, **{"test/cider": math.nan})
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert found.problems == ["grr, seed 0: contrastive is 0.0; the pair is left out"]
     assert [len(e.seeds) for e in found.effects] == [3, 4, 4]
     (cells,) = [s for s in make_report(plan, ledger, found).sections if s.title == "Cells"]
@@ -55,10 +55,10 @@ def test_every_loss_that_cannot_be_used_is_named(shapes: str, tmp_path: Path) ->
 def test_a_cell_that_varies_more_than_its_reference_is_named(shapes: str, tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, shapes, grid="paper", seeds=8)
     losses = {("baseline", seed): 12 + 0.1 * seed for seed in range(8)}
-    calm = {("grr", seed): 11.9 + 0.1 * seed + 0.02 * (-1) ** seed for seed in range(8)}
+    steady = {("grr", seed): 11.9 + 0.1 * seed + 0.02 * (-1) ** seed for seed in range(8)}
     wild = {("grr", seed): 11 + 0.6 * (seed - 3) ** 2 % 5 for seed in range(8)}
-    assert doubts(plan, losses | calm, Rule()) == []
-    (words,) = doubts(plan, losses | wild, Rule())
+    assert effect_warnings(plan, losses | steady, DecisionRule()) == []
+    (words,) = effect_warnings(plan, losses | wild, DecisionRule())
     assert words.startswith("losses of grr vary 6")
     assert "times as much over seeds as those of baseline" in words
     assert lost_pairs(plan, {DECISIVE: losses | wild}, DECISIVE, None) == []
@@ -72,7 +72,7 @@ def test_copies_and_models_that_know_nothing_are_named(shapes: str, tmp_path: Pa
         write_result(plan, ledger, trial, trial.stages[0], 0.3, **same)
     for trial in plan.of_cell("baseline"):
         write_result(plan, ledger, trial, trial.stages[0], 0.3, **{"test/perplexity": 1000.0})
-    found = make_findings(plan, ledger).problems
+    found = make_results(plan, ledger).problems
     assert found == [
         "grr has the same loss to the last digit with seeds 0, 1: copies, or seeds without an "
         "effect",
@@ -89,7 +89,7 @@ def test_a_damaged_result_is_none_and_named(shapes: str, tmp_path: Path) -> None
     path = ledger.folder(two) / "result.json"
     path.write_text(path.read_text().replace("test/coca", "test/cocoa"))
     shutil.copy(path, ledger.folder(three) / "result.json")
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert found.effects[-1].seeds == (3,)
     (lost,) = [s for s in make_report(plan, ledger, found).sections if "Left out" in s.title]
     for seed in range(3):
@@ -98,12 +98,14 @@ def test_a_damaged_result_is_none_and_named(shapes: str, tmp_path: Path) -> None
 
 
 def test_pairs_that_no_look_of_a_race_uses_are_named(shapes: str, tmp_path: Path) -> None:
-    declared = Declared(looks=(3, 5, 8))
+    declared = StudyOptions(looks=(3, 5, 8))
     plan, ledger = planned(tmp_path, shapes, grid="paper", declared=declared)
     lost = plan.of_cell("grr")[3]
     finish(plan, ledger, but=[lost], noise=9.0)
     ledger.record_failure(lost, "DivergedError: loss nan at step 3")
-    assert not held_race(plan, ledger).running
+    assert not race_so_far(plan, ledger).running
     words = "seeds 6, 7 of baseline -> grr are beyond its last look: not used"
-    assert words in doubts(plan, stage_losses(plan, ledger)[DECISIVE], Rule(looks=plan.looks))
-    assert make_findings(plan, ledger).effects[-1].seeds == (0, 1, 2, 4, 5)
+    assert words in effect_warnings(
+        plan, stage_losses(plan, ledger)[DECISIVE], DecisionRule(looks=plan.looks)
+    )
+    assert make_results(plan, ledger).effects[-1].seeds == (0, 1, 2, 4, 5)

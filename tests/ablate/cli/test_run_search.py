@@ -22,7 +22,7 @@ from ablate.cli.run_search import Searching, log_walk, running
 from ablate.cli.run_study import Launch
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
-from ablate.core.search_results import Outcome, read_found, write_found
+from ablate.core.search_results import Outcome, read_outcomes, write_outcomes
 from ablate.planning.planner import make_plan
 from ablate.search.request import FIRST_SEED, Budget, Request, base_grid, read_request
 from ablate.tracking.tracker import Tracker
@@ -64,7 +64,7 @@ def test_a_study_is_tuned_interrupted_and_goes_on_to_its_report(
     assert "3 of 3 trials; lowest validation CoCa loss: baseline" in shown
     assert "Warning" not in shown
     assert all(path.read_text() == text for path, text in kept.items())
-    plan, found = read_plan(tmp_path / "study"), read_found(tmp_path / "study")
+    plan, found = read_plan(tmp_path / "study"), read_outcomes(tmp_path / "study")
     assert {name: len(own) for name, own in found.items()} == {"baseline": 3, "grr": 3}
     for trial in plan.trials:
         values = plan.tuned[trial.name]["values"]
@@ -82,7 +82,7 @@ def stopped_between_generations(given: list[str], tmp_path: Path) -> None:
         given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
     )
     deadline = time.monotonic() + 200
-    while not read_found(tmp_path / "study"):
+    while not read_outcomes(tmp_path / "study"):
         assert running.poll() is None, running.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -131,7 +131,7 @@ def test_a_walk_and_then_the_study_that_confirms_it(shapes: str, tmp_path: Path)
     assert shown.rstrip().endswith("--seeds 3")
     assert "EXPLORATORY" in (tmp_path / "study/search/report.md").read_text()
     assert not (tmp_path / "study/study.json").exists()
-    (outcomes,) = read_found(tmp_path / "study").values()
+    (outcomes,) = read_outcomes(tmp_path / "study").values()
     done = sum(outcome.loss is not None for outcome in outcomes)
     check_mlflow(tmp_path, {"study": 1, "trial": 0, "search": 4})
     code, shown = run(shapes, tmp_path, *more, "--seeds", "1")
@@ -211,8 +211,8 @@ def test_a_plan_says_what_the_search_trains(
 def test_search_outcomes_that_are_not_ours_are_named(tmp_path: Path) -> None:
     (tmp_path / "search.json").write_text(json.dumps([{"subject": "grr"}]))
     with pytest.raises(UsageError, match=r"search\.json' is not one of ours"):
-        read_found(tmp_path)
-    assert read_found(tmp_path / "nothing") == {}
+        read_outcomes(tmp_path)
+    assert read_outcomes(tmp_path / "nothing") == {}
 
 
 OVER = Outcome(subject="blocks", number=0, values={"norm": "rmsnorm"}, loss=3.5, state="complete")
@@ -221,7 +221,7 @@ OVER = Outcome(subject="blocks", number=0, values={"norm": "rmsnorm"}, loss=3.5,
 def walked(shapes: str, tmp_path: Path) -> tuple[Plan, Ledger]:
     """Return a walk's plan, and a directory with its one outcome."""
     plan = make_plan(base_grid, "nano", 2, {**SETTINGS, "data": shapes}, default_registry(), ())
-    write_found({"blocks": [OVER]}, tmp_path / "study")
+    write_outcomes({"blocks": [OVER]}, tmp_path / "study")
     return plan, Ledger(tmp_path / "study")
 
 
@@ -294,6 +294,6 @@ def test_a_search_has_a_record_from_its_start_and_tells_what_it_lacks(
         assert json.loads((tmp_path / "search.json").read_text()) == []
     error = " ".join(capsys.readouterr().err.split())
     assert "predicted to need 1.07e+09 GiB and this machine has" in error
-    write_found({"blocks": [OVER]}, tmp_path)
+    write_outcomes({"blocks": [OVER]}, tmp_path)
     with running(searching, frozenset()):
-        assert read_found(tmp_path) == {"blocks": [OVER]}
+        assert read_outcomes(tmp_path) == {"blocks": [OVER]}

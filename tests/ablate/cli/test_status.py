@@ -9,7 +9,7 @@ import pytest
 
 from ablate.cli import status
 from ablate.core.ledger import Ledger
-from ablate.core.search_results import Outcome, write_found
+from ablate.core.search_results import Outcome, write_outcomes
 
 
 def outcome(subject: str, number: int, loss: float | None) -> Outcome:
@@ -24,7 +24,7 @@ def test_a_search_is_shown_before_its_study_begins(
         "baseline": [outcome("baseline", 0, 4.25), outcome("baseline", 1, 3.5)],
         "grr": [outcome("grr", 0, None)],
     }
-    write_found(found, tmp_path)
+    write_outcomes(found, tmp_path)
     with Ledger(tmp_path).locked():
         assert status.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -53,7 +53,7 @@ def test_a_search_is_shown_before_its_first_generation_is_over(
 ) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert "is no study" in capsys.readouterr().err
-    write_found({}, tmp_path)
+    write_outcomes({}, tmp_path)
     with Ledger(tmp_path).locked():
         assert status.main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import SMALL, shapes_rows, small, write_shard
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.cli import status
 from ablate.cli.options import parse_stages
 from ablate.core.finetuning import finetunings, name_of
@@ -244,7 +244,7 @@ def test_the_report_has_the_papers_table(
         False
     ]
     finish(plan.trials[-1], tmp_path)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     report = make_report(plan, ledger, found)
     rows = [row[0].removeprefix("measured: ") for row in report.sections[0].tables[0].rows]
     assert [row.split(":")[0] for row in rows if "claimed" not in row] == [

@@ -12,7 +12,7 @@ from ablate.core.grid import Contrast, swap
 from ablate.core.grids import PAPER, factorial, main_effects, make_grid
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
-from ablate.core.swap_checks import NotSwappedError, prove_results, prove_swaps
+from ablate.core.swap_checks import NotSwappedError, check_swaps, check_trained_swaps
 from ablate.core.trial import Trial
 from ablate.planning.planner import make_plan
 from ablate.training.stages import run_trial
@@ -30,24 +30,24 @@ def nano() -> dict[str, object]:
 
 def test_every_contrast_of_the_factorial_swaps_what_it_declares() -> None:
     cells = factorial(nano())  # type: ignore[arg-type]
-    prove_swaps((PAPER, *main_effects()), cells, REGISTRY)
+    check_swaps((PAPER, *main_effects()), cells, REGISTRY)
 
 
 def test_a_swap_that_did_not_happen_is_named() -> None:
     cells = factorial(nano())  # type: ignore[arg-type]
     cells["grr"] = cells["grr-rope"]  # the positions were left as they are
     with pytest.raises(NotSwappedError, match=r"differ in image\.ffn, image\.norm$"):
-        prove_swaps((PAPER,), cells, REGISTRY)
+        check_swaps((PAPER,), cells, REGISTRY)
     cells["grr"] = cells["baseline"]
     with pytest.raises(NotSwappedError, match="differ in nothing"):
-        prove_swaps((PAPER,), cells, REGISTRY)
+        check_swaps((PAPER,), cells, REGISTRY)
 
 
 def test_a_swap_of_more_than_is_declared_is_named() -> None:
     cells = factorial(nano())  # type: ignore[arg-type]
     norm = replace(PAPER, fields=("image.norm",))
     with pytest.raises(NotSwappedError, match=r"is to change image\.norm, but"):
-        prove_swaps((norm,), cells, REGISTRY)
+        check_swaps((norm,), cells, REGISTRY)
 
 
 def contrast_of(*fields: str) -> Contrast:
@@ -57,30 +57,30 @@ def contrast_of(*fields: str) -> Contrast:
 def test_a_change_of_no_block_is_of_what_is_declared_and_of_nothing_else() -> None:
     one = small("grr")
     deeper = swap(one, {"image.depth": 2})
-    prove_swaps((contrast_of("image.depth"),), {"a": one, "b": deeper}, REGISTRY)
+    check_swaps((contrast_of("image.depth"),), {"a": one, "b": deeper}, REGISTRY)
     other = swap(deeper, {"image.norm": "layernorm"})
     with pytest.raises(NotSwappedError, match=r"is to change image\.depth, but the cells 'a' and "
                        r"'b' differ in image\.depth, image\.norm$"):  # fmt: skip
-        prove_swaps((contrast_of("image.depth"),), {"a": one, "b": other}, REGISTRY)
+        check_swaps((contrast_of("image.depth"),), {"a": one, "b": other}, REGISTRY)
     with pytest.raises(NotSwappedError, match=r"differ in image\.depth$"):
-        prove_swaps((contrast_of("image.depth", "text.depth"),), {"a": one, "b": deeper}, REGISTRY)
+        check_swaps((contrast_of("image.depth", "text.depth"),), {"a": one, "b": deeper}, REGISTRY)
 
 
 def test_another_spelling_of_the_same_block_is_no_difference() -> None:
     one = small("grr")
     spelled = swap(one, {"image.depth": 2, "text.norm": "rmsnorm(eps=1e-06)"})
     assert spelled.text.norm != one.text.norm
-    prove_swaps((contrast_of("image.depth"),), {"a": one, "b": spelled}, REGISTRY)
+    check_swaps((contrast_of("image.depth"),), {"a": one, "b": spelled}, REGISTRY)
 
 
 def test_blocks_that_the_model_does_not_have_are_not_asked_for() -> None:
     one = small("grr", objective="contrastive")
     fields = ("text.norm", "multimodal.norm")
     both = swap(one, {"text.norm": "layernorm", "multimodal.norm": "layernorm"})
-    prove_swaps((contrast_of(*fields),), {"a": one, "b": both}, REGISTRY)
+    check_swaps((contrast_of(*fields),), {"a": one, "b": both}, REGISTRY)
     neither = swap(one, {"multimodal.norm": "layernorm"})
     with pytest.raises(NotSwappedError, match="but the models of 'a' and 'b' differ in nothing"):
-        prove_swaps((contrast_of("multimodal.norm"),), {"a": one, "b": neither}, REGISTRY)
+        check_swaps((contrast_of("multimodal.norm"),), {"a": one, "b": neither}, REGISTRY)
 
 
 @pytest.mark.parametrize("objective", ["both", "contrastive", "captioning"])
@@ -89,7 +89,7 @@ def test_every_grid_swaps_what_it_declares_with_every_objective(grid: str, objec
     made = make_grid(
         grid, "nano", REGISTRY, lambda cell: swap(cell, {**SMALL, "objective": objective})
     )
-    prove_swaps(made.contrasts, made.cells, REGISTRY)
+    check_swaps(made.contrasts, made.cells, REGISTRY)
 
 
 def test_models_are_compared_where_configurations_are_right(
@@ -101,7 +101,7 @@ def test_models_are_compared_where_configurations_are_right(
         lambda cell, registry: structure(cells["grr-rope"], registry),
     )
     with pytest.raises(NotSwappedError, match="models of 'baseline' and 'grr' differ in nothing"):
-        prove_swaps((PAPER,), cells, REGISTRY)
+        check_swaps((PAPER,), cells, REGISTRY)
 
 
 def run(shapes: str, directory: Path, seeds: int = 1) -> tuple[Plan, Ledger]:
@@ -117,7 +117,7 @@ def test_a_record_tells_the_untrained_model(shapes: str, tmp_path: Path) -> None
     plan, ledger = run(shapes, tmp_path, seeds=2)
     outputs = {(ledger.result(trial) or {})["outputs"] for trial in plan.trials}
     assert len(outputs) == 4  # two cells, two seeds: all different before a step was taken
-    assert prove_results(plan, ledger) == []
+    assert check_trained_swaps(plan, ledger) == []
 
 
 def test_a_record_tells_what_was_built(shapes: str, tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_trained_models_that_differ_otherwise_than_declared_raise(
     rebuilt(ledger, plan.trials[1], **{"text.norm": other})
     words = "models of 'baseline' and 'grr' trained with seed 0 differ in .*, text.norm$"
     with pytest.raises(NotSwappedError, match=words):
-        prove_results(plan, ledger)
+        check_trained_swaps(plan, ledger)
     rebuilt(ledger, plan.trials[1])  # a record of an earlier version
-    assert prove_results(plan, ledger) == []
+    assert check_trained_swaps(plan, ledger) == []
 
 
 def test_a_swap_that_was_not_trained_raises(shapes: str, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_swap_that_was_not_trained_raises(shapes: str, tmp_path: Path) -> None
     one, other = plan.trials
     rebuilt(ledger, other, **structure(one.cell, REGISTRY))
     with pytest.raises(NotSwappedError, match="trained with seed 0 differ in nothing"):
-        prove_results(plan, ledger)
+        check_trained_swaps(plan, ledger)
 
 
 def test_identical_curves_raise(shapes: str, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_identical_curves_raise(shapes: str, tmp_path: Path) -> None:
     one, other = (ledger.folder(trial) for trial in plan.trials)
     shutil.copy(one / "curve.jsonl", other / "curve.jsonl")
     with pytest.raises(NotSwappedError, match="identical curves with seed 0"):
-        prove_results(plan, ledger)
+        check_trained_swaps(plan, ledger)
 
 
 def test_equal_functions_before_training_are_named(shapes: str, tmp_path: Path) -> None:
@@ -172,6 +172,6 @@ def test_equal_functions_before_training_are_named(shapes: str, tmp_path: Path) 
     records = [ledger.folder(trial) / "result.json" for trial in plan.trials]
     one, other = (json.loads(path.read_text()) for path in records)
     records[1].write_text(json.dumps({**other, "outputs": one["outputs"]}))
-    assert prove_results(plan, ledger) == [
+    assert check_trained_swaps(plan, ledger) == [
         "baseline and grr, seed 0, are the same function before training"
     ]

@@ -12,7 +12,7 @@ from studies import LAUNCH, finish, planned
 from ablate.core.ledger import Ledger
 from ablate.core.plan import read_plan, write_plan
 from ablate.planning.plan_text import describe
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.report.build import write_report
 from ablate.report.exploratory import exploratory_section
 from blocks import UsageError, default_registry
@@ -23,7 +23,7 @@ SETTINGS = {**SMALL, "steps": 16, "batch": 16, "evaluate": 4, "evaluation_batch"
 
 def test_what_asha_stopped_is_neither_failed_nor_finished(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(
-        tmp_path, shapes, grid="paper", seeds=3, declared=Declared(exploratory=True)
+        tmp_path, shapes, grid="paper", seeds=3, declared=StudyOptions(exploratory=True)
     )
     stopped = [trial for trial in plan.trials if trial.name == "grr"][1:]
     finish(plan, ledger, but=stopped)
@@ -34,7 +34,7 @@ def test_what_asha_stopped_is_neither_failed_nor_finished(shapes: str, tmp_path:
         assert ledger.record_stop(trial) == 5
     assert [ledger.stopped(trial) for trial in plan.trials if trial not in stopped] == [None] * 4
     document, found, _ = write_report(plan, ledger)
-    assert document.stamp.startswith("EXPLORATORY")
+    assert document.banner.startswith("EXPLORATORY")
     assert {e.verdict for e in found.effects} == {"exploratory"}
     (section,) = exploratory_section(plan, ledger)
     rows = {row[0]: row for row in section.tables[0].rows}
@@ -57,17 +57,17 @@ def test_a_stop_is_that_of_the_trial_with_its_key(shapes: str, tmp_path: Path) -
 def test_asha_needs_one_stage_and_no_race(shapes: str) -> None:
     own = {**SETTINGS, "data": shapes}
     with pytest.raises(UsageError, match="add --stages pretrain"):
-        make_plan("paper", "nano", 3, own, REGISTRY, [shapes], Declared(exploratory=True))
-    both = Declared(exploratory=True, looks=(3, 5))
+        make_plan("paper", "nano", 3, own, REGISTRY, [shapes], StudyOptions(exploratory=True))
+    both = StudyOptions(exploratory=True, looks=(3, 5))
     with pytest.raises(UsageError, match="--race and --asha"):
         make_plan("paper", "nano", 5, own, REGISTRY, [], both)
-    plan = make_plan("paper", "nano", 5, own, REGISTRY, [], Declared(looks=(3, 5)))
+    plan = make_plan("paper", "nano", 5, own, REGISTRY, [], StudyOptions(looks=(3, 5)))
     assert "looks at 3, 5 seeds" in describe(plan)
 
 
 def test_seeds_and_cells_of_earlier_runs_are_named(shapes: str, tmp_path: Path) -> None:
     def report(seeds: int, *cells: str) -> str:
-        declared = Declared(cells=cells)
+        declared = StudyOptions(cells=cells)
         plan = make_plan(
             "swaps", "nano", seeds, {**SETTINGS, "data": shapes}, REGISTRY, [], declared
         )

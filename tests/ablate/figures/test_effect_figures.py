@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from studies import HOSTILE, finish, planned, write_result
 
 from ablate.analysis.losses import stage_losses
-from ablate.analysis.results import Findings, make_findings
+from ablate.analysis.results import StudyResults, make_results
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import FINETUNED, METRICS
 from ablate.core.plan import Plan
@@ -21,17 +21,17 @@ from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
 from ablate.figures.effect_figures import draw_figures
 from ablate.figures.style import INK, INKS, MUTED, ZONE, save
-from ablate.stats.effects import Rule, effect, improvements
+from ablate.stats.effects import DecisionRule, effect, improvements
 from ablate.stats.tests_and_intervals import t_interval
 
-Made = tuple[Plan, Ledger, Findings]
+Made = tuple[Plan, Ledger, StudyResults]
 
 
 @pytest.fixture(scope="module")
 def full(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
     plan, ledger = planned(tmp_path_factory.mktemp("full"), shapes)
     finish(plan, ledger)
-    return plan, ledger, make_findings(plan, ledger)
+    return plan, ledger, make_results(plan, ledger)
 
 
 def line(panel: Axes, label: str) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_forest_marks_verdicts_by_shape_and_noise_in_grey(full: Made) -> None:
 def test_intervals_that_leave_the_panel_have_an_arrow(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=2)
     finish(plan, ledger, noise=3.0)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     main = found.of("baseline -> grr")
     panel = figures.forest(plan, found).axes[-1]
     low, high = panel.get_xlim()
@@ -147,7 +147,7 @@ def test_curves_show_means_over_seeds_and_paired_improvements(full: Made) -> Non
     assert line(upper, "grr")[-1].tolist() == pytest.approx([20, np.mean(values)])
     primary = next(c for c in plan.contrasts if c.primary)
     losses = {(t.name, t.pair): ledger.curve(t)[-1]["val/coca"] for t in plan.trials}
-    expected = effect(primary, "coca", losses, rule=Rule()).estimate
+    expected = effect(primary, "coca", losses, rule=DecisionRule()).estimate
     assert line(lower, "grr")[-1].tolist() == pytest.approx([20, expected])
     assert len(upper.collections) == 2  # bands of the primary's two cells only
     assert len(lower.collections) == 1
@@ -238,10 +238,10 @@ def test_figures_without_data_are_left_out_and_old_ones_removed(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3)
     (tmp_path / "shapley.png").write_bytes(b"of another day")
-    assert draw_figures(plan, ledger, make_findings(plan, ledger)) == []
+    assert draw_figures(plan, ledger, make_results(plan, ledger)) == []
     assert not (tmp_path / "shapley.png").exists()
     finish(plan, ledger)
-    drawn = draw_figures(plan, ledger, make_findings(plan, ledger))
+    drawn = draw_figures(plan, ledger, make_results(plan, ledger))
     assert {path.stem for path in drawn} == {"effects", "slopes", "curves", "cost"}
     assert {path.suffix for path in drawn} == {".png", ".svg"}
 
@@ -249,7 +249,7 @@ def test_figures_without_data_are_left_out_and_old_ones_removed(
 def test_finetunings_have_a_forest_of_their_own(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3, sources=(shapes,))
     finish(plan, ledger)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     drawn = {path.name for path in draw_figures(plan, ledger, found)}
     assert "effects-finetuned.svg" in drawn
     panel = figures.forest(plan, found, FINETUNED).axes[-1]
@@ -262,7 +262,7 @@ def test_finetunings_have_a_forest_of_their_own(shapes: str, tmp_path: Path) -> 
 def test_few_seeds_draw_without_intervals(seeds: int, shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=seeds)
     finish(plan, ledger)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert len(draw_figures(plan, ledger, found)) == 12
     if seeds == 1:
         assert not math.isfinite(found.effects[0].low)
@@ -274,7 +274,7 @@ def test_losses_that_are_no_numbers_are_left_out(shapes: str, tmp_path: Path) ->
     bad = plan.of_cell("grr")[1]
     broken = {f"test/{m}": math.nan for m in METRICS}
     write_result(plan, ledger, bad, bad.stages[0], 0.3, **broken)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert len(draw_figures(plan, ledger, found)) == 8
     labels = {one.get_label() for one in figures.slopes(plan, ledger).axes[2].lines}
     assert labels == {"seed 0", "seed 2", "mean"}
@@ -285,7 +285,7 @@ def test_a_metric_without_a_number_has_no_panel(shapes: str, tmp_path: Path) -> 
     for trial in plan.trials:
         broken = {"test/coca": math.nan, "test/perplexity": math.nan}
         write_result(plan, ledger, trial, trial.stages[0], 0.3, **broken)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert {path.stem for path in draw_figures(plan, ledger, found)} == {
         "effects", "slopes", "curves",
     }  # fmt: skip

@@ -26,7 +26,7 @@ from ablate.planning.budget import (
     work_left,
 )
 from ablate.planning.forecast import Forecast
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.stats.sequential import choose_looks
 from ablate.training.stages import run_trial
 from blocks import UsageError, default_registry
@@ -203,7 +203,7 @@ def test_a_proposal_of_the_fewest_seeds_is_no_race(race: list[str]) -> None:
 
 def test_cells_of_a_grid_can_be_chosen(shapes: str) -> None:
     settings = {**STEPS, "data": shapes}
-    chosen = Declared(cells=("original", "baseline", "grr"))
+    chosen = StudyOptions(cells=("original", "baseline", "grr"))
     plan = make_plan("full", "nano", 3, settings, REGISTRY, declared=chosen)
     assert list(plan.cells) == ["baseline", "grr", "original"]
     assert [c.name for c in plan.contrasts] == ["baseline -> grr", "baseline -> original"]
@@ -211,11 +211,11 @@ def test_cells_of_a_grid_can_be_chosen(shapes: str) -> None:
     assert "baseline+geglu" in plan.dropped["mlp -> geglu (main effect)"]
     assert plan.factorial == {}
     with pytest.raises(UsageError, match="no cell named 'orignal'; did you mean 'original'"):
-        make_plan("full", "nano", 3, settings, REGISTRY, declared=Declared(cells=("orignal",)))
+        make_plan("full", "nano", 3, settings, REGISTRY, declared=StudyOptions(cells=("orignal",)))
 
 
 def test_the_same_trials_are_chosen_as_without(plan: Plan, shapes: str, tmp_path: Path) -> None:
-    chosen = Declared(cells=("baseline", "grr"))
+    chosen = StudyOptions(cells=("baseline", "grr"))
     fewer = make_plan("full", "nano", 5, {**STEPS, "data": shapes}, REGISTRY, declared=chosen)
     assert {t.key for t in fewer.trials} < {t.key for t in plan.trials}
     write_plan(plan, tmp_path, {})

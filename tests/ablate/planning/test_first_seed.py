@@ -11,7 +11,7 @@ import pytest
 from samples import SMALL
 from studies import LAUNCH, finish, planned
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.cli.options import parser, smaller_command
 from ablate.cli.run import main
 from ablate.core.ledger import Ledger
@@ -21,7 +21,7 @@ from ablate.core.trial import MAX_SEEDS
 from ablate.planning.budget import STARTUP, Work, propose, smallest_seconds
 from ablate.planning.forecast import Forecast
 from ablate.planning.plan_text import describe
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.planning.prediction import expected_deviation
 from ablate.report.build import write_report
 from blocks import UsageError, default_registry
@@ -31,7 +31,7 @@ SETTINGS = {**SMALL, "steps": 2, "batch": 16, "evaluate": 1, "evaluation_batch":
 
 def plan_of(shapes: str, seeds: int = 3, grid: str = "paper", **declared: object) -> Plan:
     settings = {**SETTINGS, "data": shapes}
-    said = dataclasses.replace(Declared(), **declared)  # type: ignore[arg-type]
+    said = dataclasses.replace(StudyOptions(), **declared)  # type: ignore[arg-type]
     return make_plan(grid, "nano", seeds, settings, default_registry(), (), said)
 
 
@@ -95,10 +95,10 @@ def test_other_seeds_do_not_replace_those_of_a_study(shapes: str, tmp_path: Path
 
 
 def test_a_report_is_of_all_seeds(shapes: str, tmp_path: Path) -> None:
-    declared = Declared(first_seed=6)
+    declared = StudyOptions(first_seed=6)
     plan, ledger = planned(tmp_path, shapes, grid="swaps", seeds=4, declared=declared)
     finish(plan, ledger)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert {effect.seeds for effect in (*found.effects, *found.noise)} == {(6, 7, 8, 9)}
     assert [effect.seeds for effect in found.examples] == [4, 4]
     assert expected_deviation("", plan, ledger)[1] == "this study so far"

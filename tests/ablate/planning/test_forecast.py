@@ -15,19 +15,19 @@ from ablate.core.files import cache_directory
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.recipe import Recipe, with_fields
-from ablate.core.resources import Conditions
+from ablate.core.resources import ProbeConditions
 from ablate.core.trial import Trial, make_trial
 from ablate.data import open_pairs
 from ablate.execution.ray_cluster import worker_environment
 from ablate.planning.estimate import estimate_memory, machine_speed, saved_bytes
 from ablate.planning.forecast import ESTIMATED, MEASURED, RECORDED, Forecast, forecast, known
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.training.stages import run_trial
 from assemblies import cost, preset
 from blocks import default_registry
 
 REGISTRY = default_registry()
-CONDITIONS = Conditions(slots=2, environment=worker_environment())
+CONDITIONS = ProbeConditions(slots=2, environment=worker_environment())
 DYT = Path(__file__).parents[3] / "plugins" / "dyt" / "dyt.py"
 STEPS: dict[str, Any] = {**SMALL, "steps": 6, "batch": 16, "evaluate": 2, "evaluation_batch": 16}
 MIB = 2**20
@@ -35,7 +35,7 @@ MIB = 2**20
 
 def planned(shapes: str, *, later: bool = False, noise: bool = False, **changes: Any) -> Plan:
     settings = {**STEPS, "data": shapes, **changes}
-    sources, declared = [shapes] if later else [], Declared(noise=noise)
+    sources, declared = [shapes] if later else [], StudyOptions(noise=noise)
     return make_plan("paper", "nano", 1, settings, REGISTRY, sources, declared)
 
 

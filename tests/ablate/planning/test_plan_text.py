@@ -17,12 +17,17 @@ from ablate.cli.run import main
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
-from ablate.core.resources import Conditions, Node
+from ablate.core.resources import Node, ProbeConditions
 from ablate.planning.budget import STARTUP, Proposal, Work, spell_duration, work_left
 from ablate.planning.forecast import ESTIMATED, Forecast
 from ablate.planning.plan_text import count_done, describe, describe_proposal, spell_time
 from ablate.planning.planner import make_plan
-from ablate.planning.prediction import Outlook, expected_deviation, make_outlook, smallest_effects
+from ablate.planning.prediction import (
+    StudyPrediction,
+    expected_deviation,
+    predict_study,
+    smallest_effects,
+)
 from ablate.stats.effects import FEWEST_SEEDS
 from ablate.stats.tests_and_intervals import detectable_effect
 from ablate.training.stages import run_trial
@@ -37,13 +42,13 @@ def planned(shapes: str, seeds: int = 3, grid: str = "paper") -> Plan:
     return make_plan(grid, "nano", seeds, {**SETTINGS, "data": shapes}, REGISTRY, ())
 
 
-def outlook(plan: Plan, **changes: Any) -> Outlook:
+def prediction(plan: Plan, **changes: Any) -> StudyPrediction:
     forecasts = {
         name: Forecast(stages={"pretrain": 100.0 + i}, memory=(300 + i) * 2**20)
         for i, name in enumerate(plan.cells)
     }
     given: dict[str, Any] = {
-        "deviation": 2.0,
+        "standard_deviation": 2.0,
         "source": "as stated",
         "work": [Work(trial=trial, stages=("pretrain",)) for trial in plan.trials],
         "forecasts": forecasts,
@@ -53,11 +58,11 @@ def outlook(plan: Plan, **changes: Any) -> Outlook:
         "memory": 2**30,
         "began": NOON,
     }
-    return Outlook(**{**given, **changes})
+    return StudyPrediction(**{**given, **changes})
 
 
 def test_the_plan_tells_time_memory_and_evidence(shapes: str) -> None:
-    text = describe(plan := planned(shapes), outlook(plan))
+    text = describe(plan := planned(shapes), prediction(plan))
     assert "time/trial  MiB" in text
     assert "1 min 40 s  300" in text
     assert "1 min 41 s  301" in text
@@ -70,22 +75,22 @@ def test_the_plan_tells_time_memory_and_evidence(shapes: str) -> None:
     assert "with 3 seeds no two-sided sign-flip p can be below 0.25; the t test" in text
     least = detectable_effect(3, 2.0, 0.05)
     assert f"an effect of {least:.2g}% for the primary (if improvements vary by 2%" in text
-    assert "TOO MUCH" in describe(plan, outlook(plan, memory=2**29))
-    assert "predicted" not in describe(plan, outlook(plan, forecasts={}))
+    assert "TOO MUCH" in describe(plan, prediction(plan, memory=2**29))
+    assert "predicted" not in describe(plan, prediction(plan, forecasts={}))
     assert "time/trial" not in describe(plan)
 
 
 def test_estimates_are_marked(shapes: str) -> None:
     plan = planned(shapes)
     guess = Forecast(stages={"pretrain": 7200.0}, memory=2**30, basis=ESTIMATED, reason="it is big")
-    text = describe(plan, outlook(plan, forecasts=dict.fromkeys(plan.cells, guess)))
+    text = describe(plan, prediction(plan, forecasts=dict.fromkeys(plan.cells, guess)))
     assert "~2 h  ~1,024" in text
     assert "a few steps" not in text
     assert "baseline, as it is big (and 1 more cells likewise)" in text
 
 
 def test_one_seed_promises_no_effect(shapes: str) -> None:
-    text = describe(plan := planned(shapes, seeds=1), outlook(plan))
+    text = describe(plan := planned(shapes, seeds=1), prediction(plan))
     assert "1 seed: fewer than 3 allow no verdict" in text
     assert "four times out of five" not in text
 
@@ -103,7 +108,7 @@ def test_the_family_of_contrasts_shares_alpha() -> None:
 
 def test_a_proposal_says_what_is_lost(shapes: str) -> None:
     plan = planned(shapes, seeds=5, grid="swaps")
-    seen = outlook(plan)
+    seen = prediction(plan)
     lost = ("baseline -> baseline+rope", "baseline -> baseline again (the noise floor)")
     smaller = Proposal(
         cells=("baseline", "grr"), seeds=3, seconds=100, dropped=("baseline+rope",), lost=lost
@@ -145,7 +150,7 @@ def test_deviations_come_from_a_number_or_a_study(shapes: str, tmp_path: Path) -
     assert 0 < found < 100
     assert source == str(ledger.directory)
     assert expected_deviation("", plan, ledger) == (found, "this study so far")
-    seen = outlook(plan, work=work_left(plan, ledger))
+    seen = prediction(plan, work=work_left(plan, ledger))
     assert count_done(plan, seen) == (6, 0)
     assert "in the ledger: 6 of 6 trials" in describe(plan, seen)
 
@@ -179,10 +184,10 @@ def test_match_sets_a_field_of_every_tower() -> None:
 def test_stages_that_are_done_are_told(shapes: str) -> None:
     plan = make_plan("paper", "nano", 1, {**SETTINGS, "data": shapes}, REGISTRY, [shapes])
     work = [Work(trial=plan.trials[1], stages=("finetune:shapes",))]
-    assert count_done(plan, outlook(plan, work=work)) == (1, 1)
+    assert count_done(plan, prediction(plan, work=work)) == (1, 1)
     stages = {"pretrain": 100.0, "finetune:shapes": 10.0}
     forecasts = dict.fromkeys(plan.cells, Forecast(stages=stages, memory=1))
-    seen = outlook(plan, work=work, forecasts=forecasts)
+    seen = prediction(plan, work=work, forecasts=forecasts)
     assert "1 of 2 trials, and 1 stages of others" in describe(plan, seen)
     assert seen.seconds == STARTUP + 10
 
@@ -196,14 +201,14 @@ def test_stages_that_are_done_are_told(shapes: str) -> None:
 def test_as_many_side_by_side_are_planned_as_their_memory_lets_run(
     node: Node, gibibytes: dict[str, int], slots: int, sharing: int, shapes: str, tmp_path: Path
 ) -> None:
-    conditions = Conditions(slots=4, per_gpu=1 if node.gpus else 0, nodes=[node])
+    conditions = ProbeConditions(slots=4, per_gpu=1 if node.gpus else 0, nodes=[node])
     needs = {name: count * 2**30 for name, count in gibibytes.items()}
     one = Forecast(stages={"pretrain": 10.0}, **needs)
     plan = planned(shapes)
-    found = make_outlook(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, one))
+    found = predict_study(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, one))
     assert (found.slots, found.sharing, found.measured) == (slots, sharing, 4)
     guessed = dataclasses.replace(one, basis=ESTIMATED)  # a run does not go by a guess either
-    found = make_outlook(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, guessed))
+    found = predict_study(plan, Ledger(tmp_path), conditions, dict.fromkeys(plan.cells, guessed))
     assert found.slots == (1 if node.gpus else 4)
 
 
@@ -281,7 +286,7 @@ def test_equal_cells_and_lost_contrasts_are_named(shapes: str) -> None:
     plan = dataclasses.replace(
         planned(shapes), same={"twin": "grr"}, dropped={"a -> b": "needs b"}, skipped={"b": "why"}
     )
-    text = describe(plan, outlook(plan))
+    text = describe(plan, prediction(plan))
     assert "skipped b: why" in text
     assert "same cell twin: equals grr" in text
     assert "contrasts that lack a cell: a -> b" in text

@@ -13,15 +13,15 @@ from PIL import Image
 from studies import HOSTILE, finish, planned
 
 from ablate.analysis.losses import stage_losses
-from ablate.analysis.results import effects_csv, make_findings
+from ablate.analysis.results import effects_csv, make_results
 from ablate.cli.bundle import main as bundle
 from ablate.cli.report import main
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
 from ablate.core.records import read_examples
-from ablate.planning.planner import Declared
+from ablate.planning.planner import StudyOptions
 from ablate.report.build import make_report, texts, write_report
-from ablate.stats.effects import Rule
+from ablate.stats.effects import DecisionRule
 from ablate.stats.factorial import attribute
 from ablate.stats.sequential import level
 from ablate.stats.tests_and_intervals import t_quantile
@@ -45,7 +45,7 @@ def copied(study: Path, to: Path) -> tuple[Path, Plan, Ledger]:
 
 def test_a_report_opens_with_what_was_found_then_claims_then_evidence(reported: Path) -> None:
     plan, ledger = read_plan(reported), Ledger(reported)
-    document = make_report(plan, ledger, make_findings(plan, ledger))
+    document = make_report(plan, ledger, make_results(plan, ledger))
     assert [section.title for section in document.sections] == [
         "The paper's contrast", "Effects", "What each swap contributes", "Cells",
         "Other test examples", "Methods", "Provenance",
@@ -54,7 +54,7 @@ def test_a_report_opens_with_what_was_found_then_claims_then_evidence(reported: 
     assert len(document.opening) == 3
     assert document.opening[0].startswith("baseline -> grr improves the CoCa loss by +4.")
     assert document.title == "Study full: grid full"
-    assert document.stamp == ""
+    assert document.banner == ""
     html = (reported / "report.html").read_text(encoding="utf-8")
     order = ["improves the CoCa loss", "<h2>The paper", "claimed (arXiv 2507.18009)",
              "Effects: pretrain", "Shapley values", "knowing nothing", "<h2>Methods",
@@ -80,7 +80,7 @@ def test_a_report_is_remade_from_the_ledger_alone_byte_by_byte(
 
 def test_texts_are_the_files_that_a_bundle_is_checked_by(reported: Path) -> None:
     plan, ledger = read_plan(reported), Ledger(reported)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     made = texts(make_report(plan, ledger, found), found)
     assert list(made) == ["report.md", "effects.csv", "table.tex"]
     for name, text in made.items():
@@ -103,7 +103,7 @@ def test_a_bundle_of_a_study_holds(
 
 def test_pictures_that_are_not_there_are_not_spoken_of(reported: Path, tmp_path: Path) -> None:
     study, plan, ledger = copied(reported, tmp_path / "full")
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     Image.new("RGB", (3, 2)).save(study / "captions.png")
     (study / "shapley.png").unlink()
     made = texts(make_report(plan, ledger, found), found)["report.md"]
@@ -132,7 +132,7 @@ def test_half_a_study_says_what_is_missing(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=4)
     left_out = [t for t in plan.trials if t.seed == 3] + plan.of_cell("original")
     finish(plan, ledger, but=left_out)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     document = make_report(plan, ledger, found)
     assert "over 3 seeds" in document.opening[0]
     assert found.of("baseline -> original") is None
@@ -159,7 +159,7 @@ def test_the_papers_table_has_the_finetunings_and_their_mean(shapes: str, tmp_pa
 
 
 def test_noise_that_is_found_stamps_the_report(shapes: str, tmp_path: Path) -> None:
-    declared = Declared(noise=True)
+    declared = StudyOptions(noise=True)
     plan, ledger = planned(tmp_path, shapes, grid="paper", declared=declared)
     finish(plan, ledger)
     for trial in plan.of_cell("baseline again"):  # as if it were another cell
@@ -168,15 +168,15 @@ def test_noise_that_is_found_stamps_the_report(shapes: str, tmp_path: Path) -> N
         record["metrics"]["test/coca"] *= 0.8
         path.write_text(json.dumps(record))
     document, _, _ = write_report(plan, ledger)
-    assert document.stamp.startswith("NOISE: baseline -> baseline again")
+    assert document.banner.startswith("NOISE: baseline -> baseline again")
     assert "Warning." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_exploratory_study_is_stamped(shapes: str, tmp_path: Path) -> None:
-    declared = Declared(exploratory=True)
+    declared = StudyOptions(exploratory=True)
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3, declared=declared)
     finish(plan, ledger)
-    assert write_report(plan, ledger)[0].stamp.startswith("EXPLORATORY")
+    assert write_report(plan, ledger)[0].banner.startswith("EXPLORATORY")
 
 
 def test_hostile_cell_names_are_text_everywhere(shapes: str, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_are_null(
     assert main([str(tmp_path), "--json"]) == 0
     effect = json.loads(capsys.readouterr().out)["effects"][0]
     assert effect["low"] is None
-    assert "-inf" in effects_csv(make_findings(plan, ledger).effects)
+    assert "-inf" in effects_csv(make_results(plan, ledger).effects)
 
 
 def test_two_studies_side_by_side(
@@ -259,16 +259,16 @@ def test_a_directory_that_cannot_be_written_is_named(
 def test_many_clear_swaps_are_summed_up_in_one_sentence(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="each", seeds=3)
     finish(plan, ledger, noise=0.1)
-    sentence = make_report(plan, ledger, make_findings(plan, ledger)).opening[1]
+    sentence = make_report(plan, ledger, make_results(plan, ledger)).opening[1]
     singles = len(plan.contrasts) - 1
     assert sentence.startswith(f"Of the single swaps 0 clearly improve and {singles} clearly")
     assert sentence.count(" -> ") == 2
 
 
 def test_a_race_tells_its_looks(shapes: str, tmp_path: Path) -> None:
-    plan, ledger = planned(tmp_path, shapes, grid="paper", declared=Declared(looks=(3, 6)))
+    plan, ledger = planned(tmp_path, shapes, grid="paper", declared=StudyOptions(looks=(3, 6)))
     finish(plan, ledger)
-    titles = [s.title for s in make_report(plan, ledger, make_findings(plan, ledger)).sections]
+    titles = [s.title for s in make_report(plan, ledger, make_results(plan, ledger)).sections]
     assert titles[1:4] == ["Effects", "The race", "Cells"]
 
 
@@ -276,9 +276,9 @@ def test_losses_by_example_are_those_of_all_pairs_of_the_primary_contrast(
     shapes: str, tmp_path: Path
 ) -> None:
     primary = "mlp -> geglu (main effect)"
-    plan, ledger = planned(tmp_path, shapes, seeds=4, declared=Declared(primary=primary))
+    plan, ledger = planned(tmp_path, shapes, seeds=4, declared=StudyOptions(primary=primary))
     finish(plan, ledger)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert plan.primary is not None
     assert len(plan.primary.pairs) == 4
     effect = found.of(primary, "contrastive")
@@ -288,14 +288,14 @@ def test_losses_by_example_are_those_of_all_pairs_of_the_primary_contrast(
 
 
 def test_in_a_race_every_interval_holds_at_every_look(shapes: str, tmp_path: Path) -> None:
-    plan, ledger = planned(tmp_path, shapes, declared=Declared(looks=(3, 6)))
+    plan, ledger = planned(tmp_path, shapes, declared=StudyOptions(looks=(3, 6)))
     finish(plan, ledger, but=[trial for trial in plan.trials if trial.pair == 5])
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     whole = found.attributions["coca"]
     assert whole.seeds == (0, 1, 2)  # what came after the look waits for the next one
     plain = attribute({frozenset(s): n for n, s in plan.factorial.items()},
                       {k: v for k, v in stage_losses(plan, ledger)["coca"].items() if k[1] < 3},
-                      Rule())  # fmt: skip
+                      DecisionRule())  # fmt: skip
     assert plain is not None
     wider = t_quantile(2, 1 - level((3, 6), 3)) / t_quantile(2)
     assert wider > 2
@@ -315,12 +315,12 @@ def test_a_loss_by_example_that_is_no_number_costs_its_pair_only(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=4)
     finish(plan, ledger)
-    whole = {e.metric: e for e in make_findings(plan, ledger).examples}
+    whole = {e.metric: e for e in make_results(plan, ledger).examples}
     folder = ledger.folder(plan.of_cell("grr")[1])
     losses = read_examples(folder) or {}
     losses[which][3] = math.nan
     write_examples(losses, folder)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     left = {e.metric: e for e in found.examples}
     assert {metric: e.seeds for metric, e in left.items()} == {
         metric: 3 if metric == which else 4 for metric in whole

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from studies import finish, planned
 
-from ablate.analysis.comparison import Side
+from ablate.analysis.comparison import StudySummary
 from ablate.analysis.losses import stage_losses
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import read_plan
-from ablate.planning.planner import Declared
+from ablate.planning.planner import StudyOptions
 from ablate.report.compare import compare_studies, pool
 from ablate.report.document import Document
 from ablate.report.effect_sections import percent, shown
@@ -35,11 +35,12 @@ def plain(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("declared", "words"), [
-    (Declared(looks=(3, 6)), "races, whose seeds came by what was seen: looks at none and 3, 6"),
-    (Declared(exploratory=True), "exploratory, trials were stopped early: not and exploratory"),
+    (StudyOptions(looks=(3, 6)), "races, whose seeds came by what was seen: looks at none and 3, 6"),
+    (StudyOptions(exploratory=True),
+     "exploratory, trials were stopped early: not and exploratory"),
 ])  # fmt: skip
 def test_seeds_that_were_chosen_are_not_pooled(
-    declared: Declared, words: str, shapes: str, plain: Path, tmp_path: Path
+    declared: StudyOptions, words: str, shapes: str, plain: Path, tmp_path: Path
 ) -> None:
     plan, ledger = planned(tmp_path / "other", shapes, grid="paper", seeds=6, declared=declared)
     finish(plan, ledger, noise=0.5)
@@ -49,9 +50,9 @@ def test_seeds_that_were_chosen_are_not_pooled(
     row = row_of(found, "CoCa loss")
     assert row[4] == "-"
     assert "[" not in row[3], "no interval of a difference to seeds that were chosen"
-    own = make_findings(plan, ledger).of(plan.contrasts[0].name)
+    own = make_results(plan, ledger).of(plan.contrasts[0].name)
     assert row[2].startswith(percent(own).replace("%", ""))
-    assert found.stamp.startswith(f"{tmp_path / 'other'}: EXPLORATORY") == declared.exploratory
+    assert found.banner.startswith(f"{tmp_path / 'other'}: EXPLORATORY") == declared.exploratory
 
 
 def test_a_study_does_not_differ_from_its_copy(plain: Path, tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_finetunings_are_compared_each_and_in_the_mean(shapes: str, tmp_path: Pa
         finish(*planned(tmp_path / name, shapes, grid="paper", seeds=seeds, sources=sources))
     finish(*planned(tmp_path / "less", shapes, grid="paper", seeds=3, sources=sources[1:]))
     found = compare_studies(tmp_path / "one", tmp_path / "more")
-    both = make_findings(read_plan(tmp_path / "more"), Ledger(tmp_path / "more"))
+    both = make_results(read_plan(tmp_path / "more"), Ledger(tmp_path / "more"))
     mean = both.of("baseline -> grr", "finetune/coca")
     assert mean is not None
     assert row_of(found, "CoCa loss, mean of the fine-tunings")[4].startswith(
@@ -120,11 +121,11 @@ def spoil(study: Path, trial: str, **metrics: float) -> None:
 
 
 def test_other_seeds_of_one_experiment_are_pooled(shapes: str, plain: Path, tmp_path: Path) -> None:
-    later = Declared(first_seed=6)
+    later = StudyOptions(first_seed=6)
     finish(*planned(tmp_path / "later", shapes, grid="paper", seeds=5, declared=later))
     finish(*planned(tmp_path / "whole", shapes, grid="paper", seeds=11))
     found = compare_studies(plain, tmp_path / "later")
-    whole = make_findings(read_plan(tmp_path / "whole"), Ledger(tmp_path / "whole"))
+    whole = make_results(read_plan(tmp_path / "whole"), Ledger(tmp_path / "whole"))
     both = whole.of("baseline -> grr")
     assert both is not None
     assert len(both.seeds) == 11
@@ -171,7 +172,7 @@ def test_losses_that_are_no_numbers_are_no_other_results(plain: Path, tmp_path: 
 
 def test_what_a_side_lost_is_seen(shapes: str, plain: Path, tmp_path: Path) -> None:
     directory = tmp_path / "broken"
-    later = Declared(first_seed=6)
+    later = StudyOptions(first_seed=6)
     plan, ledger = planned(directory, shapes, grid="paper", seeds=6, declared=later)
     lost = [trial for trial in plan.of_cell("grr") if trial.seed > 8]
     finish(plan, ledger, but=lost)
@@ -201,7 +202,7 @@ def test_effects_of_two_experiments_are_told_with_their_seeds(
     directory = tmp_path / "longer"
     plan, ledger = planned(directory, shapes, grid="paper", seeds=4, changed={"lr": 1e-3})
     finish(plan, ledger)
-    own = make_findings(plan, ledger).of("baseline -> grr")
+    own = make_results(plan, ledger).of("baseline -> grr")
     assert own is not None
     words = compare_studies(plain, directory).opening
     assert "are not pooled" in words[0]
@@ -216,7 +217,7 @@ def test_effects_of_two_experiments_are_told_with_their_seeds(
 
 def test_pooled_verdicts_are_of_the_contrasts_of_both(shapes: str, tmp_path: Path) -> None:
     for name, cells, first in (("all", (), 0), ("few", ("baseline", "baseline+rmsnorm"), 6)):
-        declared = Declared(cells=cells, first_seed=first)
+        declared = StudyOptions(cells=cells, first_seed=first)
         finish(*planned(tmp_path / name, shapes, grid="swaps", seeds=6, declared=declared))
     name = "baseline -> baseline+rmsnorm"
     shown_of = {}
@@ -224,7 +225,7 @@ def test_pooled_verdicts_are_of_the_contrasts_of_both(shapes: str, tmp_path: Pat
         found = compare_studies(*(tmp_path / study for study in pair))
         (table,) = (t for t in found.sections[1].tables if t.title == "CoCa loss")
         shown_of[pair] = {row[0]: row[4] for row in table.rows}[name]
-    first = Side.open(tmp_path / "all"), Side.open(tmp_path / "few")
+    first = StudySummary.open(tmp_path / "all"), StudySummary.open(tmp_path / "few")
     (alone,) = first[1].plan.contrasts
     pooled = pool(*first, [alone])[name, "coca"]
     assert len(pooled.seeds) == 12
@@ -233,7 +234,7 @@ def test_pooled_verdicts_are_of_the_contrasts_of_both(shapes: str, tmp_path: Pat
 
 
 def test_declarations_that_differ_are_named(shapes: str, plain: Path, tmp_path: Path) -> None:
-    other = Declared(smallest_effect=2.0, first_seed=6)
+    other = StudyOptions(smallest_effect=2.0, first_seed=6)
     finish(*planned(tmp_path / "other", shapes, grid="paper", seeds=3, declared=other))
     found = compare_studies(plain, tmp_path / "other")
     assert found.sections[0].items == [

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from studies import HOSTILE
 
-from ablate.figures.style import INKS, SERIES, save, sheet, styled
+from ablate.figures.style import INKS, SERIES, save, sheet, with_style
 from ablate.report.document import Document, Picture, Section, Table
 from ablate.report.render import html, latex, markdown, numeric
 
@@ -26,7 +26,7 @@ TABLE = Table(
 )
 DOCUMENT = Document(
     title="Study <x>",
-    stamp="EXPLORATORY: <i>",
+    banner="EXPLORATORY: <i>",
     opening=["First +1.25% [-0.50, +3.00].", f"Second {HOSTILE}."],
     sections=[
         Section(title="One", paragraphs=[HOSTILE], tables=[TABLE], items=[HOSTILE]),
@@ -103,7 +103,7 @@ def test_the_opening_is_first_and_the_stamp_above_it(tmp_path: Path) -> None:
     texts = [text for _, text in page.texts]
     first = texts.index("First +1.25%")
     assert texts.index("EXPLORATORY: <i>") < first < texts.index("Effects")
-    shown = Document(title="t", stamp="", opening=["o"], sections=[])
+    shown = Document(title="t", banner="", opening=["o"], sections=[])
     assert "Warning" not in html(shown, tmp_path) + markdown(shown)
 
 
@@ -135,7 +135,7 @@ def test_light_and_dark_have_every_ink(tmp_path: Path) -> None:
         assert f"--{name}: {b};" in text[dark:]
 
 
-@styled
+@with_style
 def drawing(path: Path) -> None:
     figure = sheet(4, 2)
     panel = figure.subplots()
@@ -151,7 +151,9 @@ def test_drawings_are_inline_in_the_pages_inks(tmp_path: Path) -> None:
     for stem in ("effects", "cost"):
         drawing(tmp_path / f"{stem}.svg")
     text = html(
-        Document(title="t", stamp="", opening=[], sections=[Section(title="s", pictures=pictures)]),
+        Document(
+            title="t", banner="", opening=[], sections=[Section(title="s", pictures=pictures)]
+        ),
         tmp_path,
     )
     page = Page(text)
@@ -171,7 +173,7 @@ def test_drawings_are_inline_in_the_pages_inks(tmp_path: Path) -> None:
 def test_pictures_are_data(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(tmp_path / "captions.png")
     section = Section(title="s", pictures=[Picture(stem="captions", caption='Said "so"')])
-    shown = Document(title="t", stamp="", opening=[], sections=[section])
+    shown = Document(title="t", banner="", opening=[], sections=[section])
     (image,) = Page(html(shown, tmp_path)).of("img")
     assert str(image["src"]).startswith("data:image/png;base64,iVBOR")
     assert image["alt"] == 'Said "so"'
@@ -184,7 +186,7 @@ def test_a_drawing_that_is_not_ours_is_not_taken_in(tmp_path: Path) -> None:
         (tmp_path / f"{stem}.svg").write_text(hostile)
     pictures = [Picture(stem=stem, caption="c") for stem in ("captions", "other")]
     section = Section(title="s", pictures=pictures)
-    text = html(Document(title="t", stamp="", opening=[], sections=[section]), tmp_path)
+    text = html(Document(title="t", banner="", opening=[], sections=[section]), tmp_path)
     assert "alert" not in text
     assert len(Page(text).of("img")) == 1
 
@@ -252,5 +254,5 @@ def test_latex_compiles_and_fits_the_page(tmp_path: Path) -> None:
     ("12) y", "12\\) y"), ("+0.5 [0, 1]", "+0.5 [0, 1]"), ("-", "-"), ("1.5 seeds", "1.5 seeds"),
 ])  # fmt: skip
 def test_a_sentence_is_no_heading_list_or_quotation(text: str, shown: str) -> None:
-    page = markdown(Document(title="t", stamp="", opening=[text], sections=[]))
+    page = markdown(Document(title="t", banner="", opening=[text], sections=[]))
     assert page.splitlines()[2] == shown

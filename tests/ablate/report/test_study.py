@@ -60,7 +60,7 @@ def test_effects_and_curves_are_tables(study: ablate.Study) -> None:
     found = study.effects.set_index(["contrast", "metric"])
     assert len(found) == 3 * (len(study.plan.contrasts) + 1)
     assert found.loc[("baseline -> grr", "coca"), "estimate"] == pytest.approx(
-        study.findings.of("baseline -> grr").estimate
+        study.results.of("baseline -> grr").estimate
     )
     curves = study.curves
     assert set(curves["step"]) == {5, 10, 15, 20}
@@ -86,8 +86,8 @@ def test_a_forest_is_of_a_stage_that_exists(shapes: str, tmp_path: Path) -> None
         stage: [one.get_xdata()[0] for one in study.plot.forest(stage).axes[-1].lines]
         for stage in ("", "shapes", "finetune")
     }
-    assert study.findings.of("baseline -> grr", "shapes/coca").estimate in means["shapes"]
-    assert study.findings.of("baseline -> grr").estimate not in means["shapes"]
+    assert study.results.of("baseline -> grr", "shapes/coca").estimate in means["shapes"]
+    assert study.results.of("baseline -> grr").estimate not in means["shapes"]
     assert means["shapes"] == means["finetune"]  # the mean of one
     with pytest.raises(UsageError, match="no fine-tuning named 'shaeps'; did you mean 'shapes'"):
         study.plot.forest("shaeps")
@@ -179,7 +179,7 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     assert "image/png" in shown
     study = ablate.Study.open(tmp_path / "tour")
     assert "6 of 6 trials done" in repr(study)
-    assert np.isfinite(study.findings.of("baseline -> grr").estimate)
+    assert np.isfinite(study.results.of("baseline -> grr").estimate)
     assert (tmp_path / "tour/report.html").exists()
     launches = json.loads((tmp_path / "tour/study.json").read_text())["launches"]
     assert "--grid=paper --seeds=3" in launches[0]["command"]

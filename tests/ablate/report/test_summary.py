@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from studies import finish, planned, write_result
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
-from ablate.planning.planner import Declared
-from ablate.report.summary import opening, stamp
+from ablate.planning.planner import StudyOptions
+from ablate.report.summary import banner, opening
 
 
 def sentences(plan: Plan, ledger: Ledger) -> list[str]:
     """Return the opening; every part of it must be one sentence."""
-    found = opening(plan, make_findings(plan, ledger))
+    found = opening(plan, make_results(plan, ledger))
     for part in found:
         assert len(re.findall(r"\.(?=\s|$)", part)) == 1, part
         assert part.endswith(".")
@@ -68,7 +68,7 @@ def test_a_report_opens_with_three_sentences(
 def test_a_study_that_has_no_say_opens_with_why(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path / "empty", shapes, seeds=3)
     assert sentences(plan, ledger) == ["baseline -> grr is complete with no seed yet."]
-    declared = Declared(exploratory=True)
+    declared = StudyOptions(exploratory=True)
     plan, ledger = planned(tmp_path / "asha", shapes, grid="paper", seeds=3, declared=declared)
     finish(plan, ledger)
     (only,) = sentences(plan, ledger)
@@ -83,11 +83,11 @@ def test_failures_of_the_primary_contrasts_cells_stand_above_everything(
     finish(plan, ledger, but=lost)
     for trial in lost:
         ledger.record_failure(trial, "DivergedError: loss nan at step 3")
-    words = stamp(plan, make_findings(plan, ledger))
+    words = banner(plan, make_results(plan, ledger))
     assert words.startswith("FAILED: grr with seeds 0, 2, 4; what is said of baseline -> grr is of")
     assert "over 3 seeds" in sentences(plan, ledger)[0]
     finish(plan, ledger)
-    assert stamp(plan, make_findings(plan, ledger)) == ""  # mended since
+    assert banner(plan, make_results(plan, ledger)) == ""  # mended since
 
 
 def test_a_study_says_what_else_it_found_where_its_primary_contrast_is_lost(
@@ -101,7 +101,7 @@ def test_a_study_says_what_else_it_found_where_its_primary_contrast_is_lost(
     first, second = sentences(plan, ledger)
     assert first == "baseline -> grr cannot be told: grr failed each time."
     assert "baseline -> baseline+geglu +3.60%" in second
-    declared = Declared(cells=("baseline", "baseline+geglu", "baseline+rope"))
+    declared = StudyOptions(cells=("baseline", "baseline+geglu", "baseline+rope"))
     plan, ledger = planned(tmp_path / "none", shapes, declared=declared)
     finish(plan, ledger)
     first, second = sentences(plan, ledger)
@@ -115,7 +115,7 @@ def test_seeds_without_an_effect_make_no_finding(shapes: str, tmp_path: Path) ->
         scale = 0.9 if trial.name == "grr" else 1.0
         losses = {f"test/{name}": 12 * scale for name in ("coca", "contrastive", "perplexity")}
         write_result(plan, ledger, trial, trial.stages[0], 0.0, **losses)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     assert {e.verdict for e in found.effects} == {"inconclusive"}
     assert {e.p for e in found.effects} == {1.0}
     assert "baseline -> grr shows the same improvement with every seed" in found.problems[0]
@@ -125,7 +125,7 @@ def test_seeds_without_an_effect_make_no_finding(shapes: str, tmp_path: Path) ->
 def test_a_main_effect_that_is_the_primary_is_not_one_of_the_others(
     shapes: str, tmp_path: Path
 ) -> None:
-    declared = Declared(primary="mlp -> geglu (main effect)")
+    declared = StudyOptions(primary="mlp -> geglu (main effect)")
     plan, ledger = planned(tmp_path, shapes, declared=declared)
     finish(plan, ledger)
     _, second, _ = sentences(plan, ledger)

@@ -16,10 +16,10 @@ from trainer import Trainer
 
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan, write_plan
-from ablate.core.search_results import Found, best_so_far, read_found, write_found
+from ablate.core.search_results import Found, best_so_far, read_outcomes, write_outcomes
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import MAX_SEEDS
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.report.search_section import search_section
 from ablate.report.study import Study
 from ablate.search.engine import FILE, NothingFoundError
@@ -37,7 +37,7 @@ def small_plan(
     data: str, finetune: bool = False, noise: bool = False, cells: tuple[str, ...] = ()
 ) -> Plan:
     sources = [data] if finetune else []
-    settings, declared = {**SETTINGS, "data": data}, Declared(noise=noise, cells=cells)
+    settings, declared = {**SETTINGS, "data": data}, StudyOptions(noise=noise, cells=cells)
     return make_plan("paper", "nano", 2, settings, REGISTRY, sources, declared)
 
 
@@ -53,10 +53,10 @@ def searched(
     declared = replace(plan, search=describe_search(chosen, budget, recipe))
 
     def tell(found: Found) -> None:
-        write_found(found, directory)
+        write_outcomes(found, directory)
 
     found = tune(declared, chosen, budget, {}, ledger, REGISTRY, train, tell)
-    return found, read_found(directory), train
+    return found, read_outcomes(directory), train
 
 
 def sequence(found: Found) -> dict[str, list[tuple[object, ...]]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ablate.core.grid import Contrast
-from ablate.stats.effects import Rule, effect, effects, verdict_is_clear
+from ablate.stats.effects import DecisionRule, effect, effects, verdict_is_clear
 from ablate.stats.race import IMPROVEMENTS
 from ablate.stats.sequential import usual_looks
 
@@ -38,7 +38,9 @@ def near(found: dict[str, float], wanted: float, beside: float = 0.0) -> bool:
     return abs(found["rate"] - wanted) <= beside + 3 * error
 
 
-def clear(contrasts: list[Contrast], rule: Rule, seeds: int, runs: int, random: object) -> object:
+def clear(
+    contrasts: list[Contrast], rule: DecisionRule, seeds: int, runs: int, random: object
+) -> object:
     """Return how often some of independent contrasts is clear, though nothing has an effect."""
     hits = []
     for _ in range(runs):
@@ -49,14 +51,14 @@ def clear(contrasts: list[Contrast], rule: Rule, seeds: int, runs: int, random: 
 
 
 def test_a_family_errs_in_5_percent_of_studies(random: np.random.Generator) -> None:
-    found = clear(PAIRS, Rule(), 5, 1500, random)
+    found = clear(PAIRS, DecisionRule(), 5, 1500, random)
     assert near(found, 0.05)  # independent contrasts use all that there is
     full = calibration.family_error(calibration.grid_of("full"), 8, "skewed", "even", 150, random)
     assert at_most(full, 0.05)
 
 
 def test_looks_do_not_raise_the_error(random: np.random.Generator) -> None:
-    found = clear(PAIRS[:1], Rule(looks=(3, 5, 8)), 8, 1500, random)
+    found = clear(PAIRS[:1], DecisionRule(looks=(3, 5, 8)), 8, 1500, random)
     assert near(found, 0.05)
 
 
@@ -65,7 +67,7 @@ def test_a_races_intervals_hold_at_every_look(random: np.random.Generator) -> No
     for _ in range(800):
         losses = calibration.simulate("ab", {}, 8, random)
         seen = [{k: v for k, v in losses.items() if k[1] < look} for look in (3, 5, 8)]
-        found = [effect(PAIRS[0], "coca", at, rule=Rule(looks=(3, 5, 8))) for at in seen]
+        found = [effect(PAIRS[0], "coca", at, rule=DecisionRule(looks=(3, 5, 8))) for at in seen]
         hits.append(all(e.low <= 0 <= e.high for e in found))
     assert near(calibration.rate(hits), 0.95)
 

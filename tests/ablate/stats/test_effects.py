@@ -8,8 +8,8 @@ import pytest
 
 from ablate.core.grid import Contrast
 from ablate.stats.effects import (
+    DecisionRule,
     Effect,
-    Rule,
     effect,
     effects,
     improvements,
@@ -20,7 +20,7 @@ from ablate.stats.effects import (
 from ablate.stats.tests_and_intervals import adjust_family, holm, t_interval
 
 SWAP = Contrast(name="a -> b", pairs=(("a", "b"),))
-RULE = Rule()
+RULE = DecisionRule()
 
 
 def losses(**cells: list[float]) -> dict[tuple[str, int], float]:
@@ -37,10 +37,10 @@ def test_a_hand_computed_paired_effect() -> None:
     # Improvements 10, 20, 30 percent: mean 20, deviation 10, t(0.975, 2) = 4.302653.
     found = effect(SWAP, "loss", losses(a=[10, 10, 10], b=[9, 8, 7]), rule=RULE)
     assert found.estimate == pytest.approx(20)
-    assert found.deviation == pytest.approx(10)
+    assert found.standard_deviation == pytest.approx(10)
     half = 4.302653 * 10 / math.sqrt(3)
     assert (found.low, found.high) == pytest.approx((20 - half, 20 + half), abs=1e-4)
-    assert found.p_exact == pytest.approx(0.25)
+    assert found.p_sign_flip == pytest.approx(0.25)
     assert found.p == pytest.approx(0.0741799, abs=1e-6)  # t = 3.4641 on 2 degrees of freedom
     assert found.verdict == "inconclusive"
     assert found.seeds == (0, 1, 2)
@@ -69,7 +69,7 @@ def test_a_mean_over_data_sets_is_taken_within_each_seed() -> None:
     # The sets disagree by as much in every seed: seeds are the units, sets add no spread.
     one, two = losses(a=[10, 10, 10], b=[9, 8, 7]), losses(a=[10, 10, 10], b=[11, 10, 9])
     found = effect(SWAP, "loss", one, two, rule=RULE)
-    assert (found.estimate, found.deviation) == pytest.approx((10, 10))
+    assert (found.estimate, found.standard_deviation) == pytest.approx((10, 10))
     del two["a", 1]
     assert effect(SWAP, "loss", one, two, rule=RULE).seeds == (0, 2)
 
@@ -108,8 +108,8 @@ PLAIN = effect(SWAP, "loss", losses(a=[10, 10, 10], b=[9, 8, 7]), rule=RULE)
     ({"p_adjusted": 0.04}, "improved"),
     ({"p_adjusted": 0.04, "estimate": -2.0}, "worse"),
     ({"p_adjusted": 0.06}, "inconclusive"),
-    ({"p_adjusted": 0.06, "p_equivalent": 0.05}, "equivalent"),
-    ({"p_adjusted": 0.04, "p_equivalent": 0.01}, "improved"),
+    ({"p_adjusted": 0.06, "p_tost": 0.05}, "equivalent"),
+    ({"p_adjusted": 0.04, "p_tost": 0.01}, "improved"),
     ({"p_adjusted": 0.04, "seeds": (0, 1)}, "too few seeds"),
 ])  # fmt: skip
 def test_verdicts(changes: dict[str, object], word: str) -> None:
@@ -119,8 +119,12 @@ def test_verdicts(changes: dict[str, object], word: str) -> None:
 
 def test_small_differences_are_equivalent_by_the_declared_smallest_effect() -> None:
     near = losses(a=[10.0, 10.0, 10.0, 10.0], b=[10.01, 9.99, 10.02, 9.98])
-    assert effect(SWAP, "loss", near, rule=Rule(smallest_effect=1.0)).verdict == "equivalent"
-    assert effect(SWAP, "loss", near, rule=Rule(smallest_effect=0.1)).verdict == "inconclusive"
+    assert (
+        effect(SWAP, "loss", near, rule=DecisionRule(smallest_effect=1.0)).verdict == "equivalent"
+    )
+    assert (
+        effect(SWAP, "loss", near, rule=DecisionRule(smallest_effect=0.1)).verdict == "inconclusive"
+    )
 
 
 def test_correlation_over_seeds_is_reported() -> None:
@@ -134,10 +138,10 @@ def test_correlation_over_seeds_is_reported() -> None:
 def test_a_race_reports_wider_intervals_and_larger_p() -> None:
     cells = losses(a=[10.0] * 5, b=list(np.random.default_rng(0).normal(9.8, 0.1, 5)))
     plain = effect(SWAP, "loss", cells, rule=RULE)
-    raced = effect(SWAP, "loss", cells, rule=Rule(looks=(3, 5, 8)))
+    raced = effect(SWAP, "loss", cells, rule=DecisionRule(looks=(3, 5, 8)))
     assert raced.estimate == plain.estimate
     assert raced.p > plain.p
-    assert raced.p_equivalent > plain.p_equivalent
+    assert raced.p_tost > plain.p_tost
     assert raced.low < plain.low < plain.high < raced.high
     assert (plain.low, plain.high) == t_interval(np.array([*improvements(SWAP, cells).values()]))
 
@@ -149,6 +153,6 @@ def test_effects_are_plain_data() -> None:
 
 def test_an_exploratory_study_has_no_verdicts() -> None:
     clear = losses(a=[10.0, 10.1, 9.9], b=[9.0, 9.1, 8.8], c=[9.5, 9.6, 9.3])
-    rule = Rule(exploratory=True)
+    rule = DecisionRule(exploratory=True)
     assert {e.verdict for e in effects(CONTRASTS, "loss", clear, rule=rule)} == {"exploratory"}
     assert effect(SWAP, "loss", clear, rule=rule).verdict == "exploratory"

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from statsmodels.formula.api import ols
 
-from ablate.stats.effects import Rule
+from ablate.stats.effects import DecisionRule
 from ablate.stats.factorial import attribute, pooled_terms
 
 SWAPS = ("f", "n", "p")
@@ -75,7 +75,7 @@ def test_terms_have_errors_of_their_own() -> None:
         for seed, wild in enumerate(generator.normal(0, 0.5, 8))
         for swaps, name in CELLS.items()
     }
-    result = attribute(CELLS, found, Rule())
+    result = attribute(CELLS, found, DecisionRule())
     assert result is not None
     widths = {t.name: t.high - t.low for t in result.terms}
     assert widths["f"] > 20 * widths["n"]
@@ -85,14 +85,14 @@ def test_shapley_values_of_the_glove_game() -> None:
     # f and n hold left gloves, p a right one; a pair is worth 1: values 1/6, 1/6 and 2/3.
     worth = {s: float("p" in s and bool(s & {"f", "n"})) for s in CELLS}
     found = {(CELLS[s], seed): 100 - v for s, v in worth.items() for seed in range(2)}
-    result = attribute(CELLS, found, Rule())
+    result = attribute(CELLS, found, DecisionRule())
     assert result is not None
     assert [part.estimate for part in result.shapley] == pytest.approx([1 / 6, 1 / 6, 2 / 3])
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 6])
 def test_shapley_values_sum_to_the_gain(seeds: int) -> None:
-    result = attribute(CELLS, drawn(seeds), Rule())
+    result = attribute(CELLS, drawn(seeds), DecisionRule())
     assert result is not None
     total = sum(part.estimate for part in result.shapley)
     assert total == pytest.approx(result.gain.estimate, abs=1e-12)
@@ -103,7 +103,7 @@ def test_the_additive_gap_is_the_gain_beyond_the_single_ones() -> None:
     found = {(n, s): v for s in range(3) for n, v in
              {"none": 10, "f": 9.9, "n": 9.8, "p": 9.7, "f+n+p": 9.0}.items()}  # fmt: skip
     found |= {(n, s): 9.5 for n in ("f+n", "f+p", "n+p") for s in range(3)}
-    result = attribute(CELLS, found, Rule())
+    result = attribute(CELLS, found, DecisionRule())
     assert result is not None
     assert result.additive_gap.estimate == pytest.approx(10 - 1 - 2 - 3)
 
@@ -112,14 +112,14 @@ def test_only_seeds_with_all_cells_count() -> None:
     found = drawn(4)
     del found["f+n", 2]
     found["n", 0] = math.nan
-    result = attribute(CELLS, found, Rule())
+    result = attribute(CELLS, found, DecisionRule())
     assert result is not None
     assert result.seeds == (1, 3)
-    assert attribute(CELLS, {k: v for k, v in found.items() if k[0] != "f"}, Rule()) is None
+    assert attribute(CELLS, {k: v for k, v in found.items() if k[0] != "f"}, DecisionRule()) is None
 
 
 def test_one_seed_has_no_intervals() -> None:
-    result = attribute(CELLS, drawn(1), Rule())
+    result = attribute(CELLS, drawn(1), DecisionRule())
     assert result is not None
     every = [result.gain, result.additive_gap, *result.shapley, *result.terms]
     assert {part.low for part in every} == {-math.inf}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from studies import finish, planned
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.report.build import write_report
 
 SCRIPT = Path(__file__).parents[2] / "support" / "recompute.R"
@@ -30,7 +30,7 @@ def test_r_finds_the_numbers_of_a_report(noise: float, shapes: str, tmp_path: Pa
 
     done = recompute()
     assert done.returncode == 0, done.stdout + done.stderr
-    (effect, *_) = make_findings(plan, ledger).effects
+    (effect, *_) = make_results(plan, ledger).effects
     table = tmp_path / "effects.csv"
     text = table.read_text(encoding="utf-8")
     changed = text.replace(repr(effect.p), repr(effect.p + 2e-9), 1)

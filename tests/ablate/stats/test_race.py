@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 from samples import SMALL
 
-from ablate.analysis.losses import held_race, needed, stage_losses
-from ablate.analysis.results import Findings
+from ablate.analysis.losses import needed_trials, race_so_far, stage_losses
+from ablate.analysis.results import StudyResults
 from ablate.cli.run_study import run_looks
 from ablate.core.files import write_json
 from ablate.core.grid import Contrast
@@ -21,15 +21,15 @@ from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE
 from ablate.core.plan import Plan, read_plan
 from ablate.core.trial import Trial
-from ablate.planning.planner import Declared, make_plan
+from ablate.planning.planner import StudyOptions, make_plan
 from ablate.report.race import race_section
-from ablate.stats.effects import Effect, Rule, effects
-from ablate.stats.race import Chances, Race, chances, hold_race, multiplicity
+from ablate.stats.effects import DecisionRule, Effect, effects
+from ablate.stats.race import Chances, Race, chances, hold_looks, multiplicity
 from ablate.stats.sequential import choose_looks
 from blocks import UsageError, default_registry
 
 LOOKS = (3, 5, 8)
-RULE = Rule(looks=LOOKS)
+RULE = DecisionRule(looks=LOOKS)
 GOOD = Contrast(name="good", pairs=(("a", "b"),), primary=True)
 HOPELESS = Contrast(name="hopeless", pairs=(("a", "c"),))
 UNSURE = Contrast(name="unsure", pairs=(("a", "d"),))
@@ -45,7 +45,9 @@ def drawn(good: float = 3.0, unsure: float = 2.0) -> Drawn:
 
 
 def raced(losses: Drawn, settled: Container[tuple[str, int]] | None = None) -> Race:
-    return hold_race([FAMILY], "coca", losses, RULE, "abcd", losses if settled is None else settled)
+    return hold_looks(
+        [FAMILY], "coca", losses, RULE, "abcd", losses if settled is None else settled
+    )
 
 
 def decided(race: Race) -> list[dict[str, str]]:
@@ -67,7 +69,7 @@ def test_a_race_for_verdicts_goes_on_where_improvements_are_out_of_reach() -> No
     worse = drawn(good=3.0, unsure=-1.7)
     assert decided(raced(worse))[0]["unsure"] == "futile"
     rule = replace(RULE, aim="verdicts")
-    race = hold_race([FAMILY], "coca", worse, rule, "abcd", worse)
+    race = hold_looks([FAMILY], "coca", worse, rule, "abcd", worse)
     assert "unsure" not in decided(race)[0]
     assert decided(race)[-1]["unsure"] == "worse"
 
@@ -129,7 +131,7 @@ def test_numbers_are_those_of_the_last_look_reached() -> None:
 
 
 def _effects(**p_adjusted: float) -> list[Effect]:
-    found = effects(FAMILY, "coca", drawn(), rule=Rule())
+    found = effects(FAMILY, "coca", drawn(), rule=DecisionRule())
     return [replace(e, p_adjusted=p_adjusted[e.contrast]) for e in found]
 
 
@@ -196,7 +198,7 @@ def test_looks_at_odds_are_refused(
 def plan(shapes: str) -> Plan:
     settings = {**SMALL, "data": shapes, "steps": 6, "batch": 16, "evaluate": 2,
                 "evaluation_batch": 16}  # fmt: skip
-    declared = Declared(looks=LOOKS, noise=False)
+    declared = StudyOptions(looks=LOOKS, noise=False)
     return make_plan("swaps", "nano", None, settings, default_registry(), [], declared)
 
 
@@ -238,10 +240,10 @@ def go(plan: Plan, trainer: Trainer) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def found_of(plan: Plan, ledger: Ledger) -> Findings:
-    race, losses = held_race(plan, ledger), stage_losses(plan, ledger)[DECISIVE]
-    rule = Rule(looks=plan.looks)
-    return Findings(effects=effects(plan.contrasts, DECISIVE, losses, rule=rule), noise=[],
+def found_of(plan: Plan, ledger: Ledger) -> StudyResults:
+    race, losses = race_so_far(plan, ledger), stage_losses(plan, ledger)[DECISIVE]
+    rule = DecisionRule(looks=plan.looks)
+    return StudyResults(effects=effects(plan.contrasts, DECISIVE, losses, rule=rule), noise=[],
                     attributions={}, examples=[], problems=[], race=race)  # fmt: skip
 
 
@@ -251,9 +253,9 @@ def test_a_race_trains_what_its_looks_ask_for(plan: Plan, tmp_path: Path) -> Non
     assert len(plan.trials) == 40
     trainer = Trainer(ledger)
     shown = go(plan, trainer)
-    race = held_race(plan, ledger)
+    race = race_so_far(plan, ledger)
     assert {c: 1 + max(s for n, s in trainer.trained if n == c) for c in TRUE} == race.seeds
-    assert len(trainer.trained) == len(needed(plan, race)) < 40
+    assert len(trainer.trained) == len(needed_trials(plan, race)) < 40
     assert race.seeds["baseline+rmsnorm"] == 3
     assert "look at 3 seeds: " in shown
     assert "baseline -> baseline+rmsnorm futile" in shown
@@ -284,20 +286,20 @@ def test_a_race_that_was_stopped_goes_on_to_the_same_end(
     rest = Trainer(Ledger(tmp_path / "cut"))
     go(plan, rest)
     assert first.trained + rest.trained == whole.trained
-    assert held_race(plan, whole.ledger) == held_race(plan, rest.ledger)
+    assert race_so_far(plan, whole.ledger) == race_so_far(plan, rest.ledger)
 
 
 def test_a_failed_trial_is_named_and_tried_again(plan: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     go(plan, Trainer(ledger, failing=["baseline+rmsnorm 1"]))
-    broken = held_race(plan, ledger)
+    broken = race_so_far(plan, ledger)
     assert broken.seeds["baseline+rmsnorm"] == 8  # a pair is missing: not dropped at three
     (section,) = race_section(plan, ledger, found_of(plan, ledger))
     assert section.items[0].startswith("Failed: baseline+rmsnorm seed 1.")
     again = Trainer(ledger)
     go(plan, again)
     assert again.trained == [("baseline+rmsnorm", 1)]
-    mended = held_race(plan, ledger)
+    mended = race_so_far(plan, ledger)
     assert mended.seeds["baseline+rmsnorm"] == 3
     (section,) = race_section(plan, ledger, found_of(plan, ledger))
     assert section.items[0].startswith("Trained, though by now no look asks for them: baseline+rms")
@@ -305,7 +307,7 @@ def test_a_failed_trial_is_named_and_tried_again(plan: Plan, tmp_path: Path) -> 
 
 def test_a_study_without_looks_has_no_race(plan: Plan, tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    assert needed(plan, None) == plan.trials
+    assert needed_trials(plan, None) == plan.trials
     assert race_section(plan, ledger, replace(found_of(plan, ledger), race=None)) == []
 
 
@@ -323,11 +325,11 @@ def test_a_race_on_real_trials_ends_with_what_its_looks_need(shapes: str, tmp_pa
     shown = done.stdout
     assert done.returncode == 0, shown + done.stderr
     plan, ledger = read_plan(tmp_path / "study"), Ledger(tmp_path / "study")
-    race = held_race(plan, ledger)
+    race = race_so_far(plan, ledger)
     assert [look.seeds for look in race.looks] == [3, 4]
     assert {d.why for d in race.looks[0].decisions} <= {"equivalent", "improved", "worse"}
     trained = [trial for trial in plan.trials if ledger.result(trial) is not None]
-    assert trained == needed(plan, race)
+    assert trained == needed_trials(plan, race)
     # Only the primary contrast goes on: it does not stop at equivalent.
     assert [t.name for t in trained if t.pair == 3] == ["baseline", "grr"]
     assert "trials left" not in shown

@@ -20,7 +20,7 @@ from tracked import Study, effects_of, runs_of, track, wait_until
 
 from ablate.cli.run_study import Launch, run_study
 from ablate.core.ledger import Ledger
-from ablate.core.search_results import Outcome, write_found
+from ablate.core.search_results import Outcome, write_outcomes
 from ablate.core.trial import Trial
 from ablate.stats.effects import Effect
 from ablate.tracking import mlflow_batches, sync
@@ -266,7 +266,7 @@ def test_a_search_trial_has_one_run_however_often_it_is_sent(
 ) -> None:
     plan, ledger = study
     over = Outcome(subject="grr", number=3, values={"lr": 0.1}, loss=3.5, state="complete")
-    write_found({"grr": [over]}, ledger.directory)
+    write_outcomes({"grr": [over]}, ledger.directory)
     log_params, tried = mlflow_batches.log_params, []
 
     def hiccup(client: Any, run: str, values: dict[str, Any]) -> None:

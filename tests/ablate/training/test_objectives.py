@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from studies import finish, planned
 
-from ablate.analysis.results import make_findings
+from ablate.analysis.results import make_results
 from ablate.cli.bundle import main
 from ablate.core.metrics import METRICS
 from ablate.core.records import read_examples
@@ -49,7 +49,7 @@ def test_figures_have_a_panel_for_each_metric_that_was_measured(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid=grid, seeds=3, changed={"objective": objective})
     finish(plan, ledger)
-    found = make_findings(plan, ledger)
+    found = make_results(plan, ledger)
     titles = [METRICS[metric] for metric in MEASURED[objective]]
 
     def panels(drawing: figures.Drawing | None) -> list[str]:
