@@ -10,7 +10,7 @@ from ablate.analysis.losses import metric_sets, stage_losses
 from ablate.analysis.results import StudyResults, make_results
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import FINETUNED, METRICS
+from ablate.core.metrics import FINETUNED, LABELS
 from ablate.core.plan import Plan, read_launches, read_plan
 from ablate.stats.effects import Effect, Losses, mean_improvements
 
@@ -124,7 +124,7 @@ def _results(side: StudySummary) -> dict[str, str]:
         for trial in side.plan.trials
         for stage in trial.stages
         if any(found := [
-            side.losses[stage.prefix + metric].get((trial.name, trial.pair)) for metric in METRICS
+            side.losses[stage.prefix + metric].get((trial.name, trial.pair)) for metric in LABELS
         ])
     }  # fmt: skip
 

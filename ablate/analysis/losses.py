@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
+from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
 from ablate.core.plan import Plan
 from ablate.core.trial import Trial
 from ablate.stats.effects import DecisionRule, Losses
@@ -41,12 +41,12 @@ def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
     because a fine-tuning failed would be to choose seeds by what came of them.
     """
     losses: dict[str, dict[tuple[str, int], float]] = {
-        f"{stage.prefix}{metric}": {} for stage in plan.stages for metric in METRICS
+        f"{stage.prefix}{metric}": {} for stage in plan.stages for metric in LABELS
     }
     for trial in plan.trials:
         for stage in trial.stages:
             found = (ledger.record(trial, stage) or {}).get("metrics", {})
-            for metric in METRICS:
+            for metric in LABELS:
                 if f"test/{metric}" in found:
                     place = trial.name, trial.pair
                     losses[f"{stage.prefix}{metric}"][place] = found[f"test/{metric}"]
@@ -58,7 +58,7 @@ def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]
     sets = {name: [found] for name, found in losses.items()}
     later = plan.stages[1:]
     if later:
-        sets |= {f"{FINETUNED}{m}": [losses[s.prefix + m] for s in later] for m in METRICS}
+        sets |= {f"{FINETUNED}{m}": [losses[s.prefix + m] for s in later] for m in LABELS}
     return sets
 
 

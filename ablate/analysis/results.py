@@ -18,7 +18,7 @@ from ablate.analysis.warnings import (
     lost_pairs,
 )
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, METRICS
+from ablate.core.metrics import DECISIVE, LABELS
 from ablate.core.plan import Plan
 from ablate.core.swap_checks import check_trained_swaps
 from ablate.stats.effects import DecisionRule, Effect, Losses, effects
@@ -86,7 +86,7 @@ def _attributions(
     if not plan.factorial:
         return {}
     cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
-    made = {metric: attribute(cells, losses[metric], rule) for metric in METRICS}
+    made = {metric: attribute(cells, losses[metric], rule) for metric in LABELS}
     return {metric: found for metric, found in made.items() if found is not None}
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, METRICS
+from ablate.core.metrics import DECISIVE, LABELS
 from ablate.core.plan import Plan
 from ablate.figures.style import (
     CANDIDATE,
@@ -43,7 +43,7 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
     what all cells learn. Bands reach from the lowest to the highest seed: of the primary contrast's
     two cells above, of its candidate below.
     """
-    found = {m: own for m in METRICS if (own := _curves(plan, ledger, f"val/{m}"))}
+    found = {m: own for m in LABELS if (own := _curves(plan, ledger, f"val/{m}"))}
     if not found:
         return None
     inks = _inks(plan)
@@ -51,7 +51,7 @@ def curves(plan: Plan, ledger: Ledger) -> Drawing | None:
     panels = figure.subplots(2, len(found), sharex=True, squeeze=False)
     for (upper, lower), (metric, own) in zip(panels.T, found.items(), strict=True):
         _lines(upper, own, inks, plan)
-        upper.set_title(f"validation {METRICS[metric]}")
+        upper.set_title(f"validation {LABELS[metric]}")
         ends = _lines(lower, _gains(own, plan.reference), inks, plan)
         lower.set_title(f"improvement over {plan.reference}, %")
         lower.axhline(0, color=INK, linewidth=1.4, zorder=1)
@@ -194,7 +194,7 @@ def cost_against_quality(plan: Plan, ledger: Ledger) -> Drawing | None:
         panel.margins(0.09, 0.12)
         despine(panel, "y")
     _name_numbers(panels[1], order, inks)
-    panels[0].set_ylabel(f"test {METRICS[DECISIVE]}; lower is better")
+    panels[0].set_ylabel(f"test {LABELS[DECISIVE]}; lower is better")
     panels[0].set_xlabel("GFLOP per training step")
     panels[1].set_xlabel("training seconds, mean over seeds")
     if words := _how_placed(measured, losses, plan.reference):

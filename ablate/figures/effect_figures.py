@@ -18,7 +18,7 @@ from ablate.analysis.losses import stage_losses
 from ablate.analysis.results import StudyResults
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
+from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
 from ablate.core.plan import Plan
 from ablate.core.search_results import read_outcomes
 from ablate.figures.cell_figures import cost_against_quality, curves
@@ -71,7 +71,7 @@ def forest(plan: Plan, found: StudyResults, prefix: str = "") -> Drawing | None:
     effect of interest is shaded. ``prefix`` is a stage's, or `FINETUNED`.
     """
     every = [e for e in (*found.effects, *found.noise) if e.seeds]
-    by_metric = {m: {e.contrast: e for e in every if e.metric == prefix + m} for m in METRICS}
+    by_metric = {m: {e.contrast: e for e in every if e.metric == prefix + m} for m in LABELS}
     shown = {metric: own for metric, own in by_metric.items() if own}
     if not shown:
         return None
@@ -83,7 +83,7 @@ def forest(plan: Plan, found: StudyResults, prefix: str = "") -> Drawing | None:
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (metric, own) in zip(panels, shown.items(), strict=True):
         _forest_panel(panel, own, places, plan)
-        panel.set_title(METRICS[metric] + (" (decides)" if metric == DECISIVE else ""))
+        panel.set_title(LABELS[metric] + (" (decides)" if metric == DECISIVE else ""))
     _name_rows(panels[0], rows, plan)
     _tell_verdicts(panels[-1], {n: own[n].verdict for n in rows if n in own}, places)
     figure.supxlabel(
@@ -154,7 +154,7 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
     if plan.primary is None:
         return None
     losses = stage_losses(plan, ledger)
-    pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in METRICS}
+    pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in LABELS}
     shown = {metric: own for metric, own in pairs.items() if own}
     if not shown:
         return None
@@ -171,7 +171,7 @@ def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
         panel.set_xticks([0, 1], _ends(plan.primary))
         panel.tick_params(axis="x", labelcolor=INK)
         panel.set_xlim(-0.25, 1.25)
-        panel.set_title(METRICS[metric])
+        panel.set_title(LABELS[metric])
         panel.set_xlabel(f"lower in {better} of {len(own)} seeds")
         despine(panel, "y")
     figure.supxlabel(
@@ -202,7 +202,7 @@ def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, flo
 @with_style
 def shapley(found: StudyResults) -> Drawing | None:
     """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
-    shown = {m: found.attributions[m] for m in METRICS if m in found.attributions}
+    shown = {m: found.attributions[m] for m in LABELS if m in found.attributions}
     if DECISIVE not in shown:
         return None
     count = len(shown[DECISIVE].shapley) + 1
@@ -210,7 +210,7 @@ def shapley(found: StudyResults) -> Drawing | None:
     panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
         _waterfall(panel, attribution)
-        panel.set_title(METRICS[metric])
+        panel.set_title(LABELS[metric])
     parts = [*shown[DECISIVE].shapley, shown[DECISIVE].gain]
     panels[0].set_yticks(range(count), [part.name for part in parts])
     panels[0].set_ylim(count - 0.4, -0.6)
@@ -272,7 +272,7 @@ def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
     for panel, (one, other) in zip(panels, pairs, strict=True):
         _interaction(panel, gains, one, other)
-    panels[0].set_ylabel(f"improvement of {METRICS[DECISIVE]} over {cells[frozenset()]}, %")
+    panels[0].set_ylabel(f"improvement of {LABELS[DECISIVE]} over {cells[frozenset()]}, %")
     return figure
 
 

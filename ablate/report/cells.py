@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ablate.analysis.results import StudyResults
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import METRICS
+from ablate.core.metrics import LABELS
 from ablate.core.plan import Plan
 from ablate.core.trial import Stage, Trial
 from ablate.report.document import Picture, Section, Table
@@ -69,7 +69,7 @@ def _cell_table(
     known = plan.references[stage.name]
     chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
     rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 3))]
-    names = [f"test/{k}" for k in (*METRICS, *RECALLS, "cider")] + ["last/coca"]
+    names = [f"test/{k}" for k in (*LABELS, *RECALLS, "cider")] + ["last/coca"]
     for name, done in measured.items():
         values = [mean_and_deviation(_shown(n, m[n]) for m in done if n in m) for n in names]
         wanted = dropped.get(name, plan.seeds)
@@ -77,7 +77,7 @@ def _cell_table(
         rows.append((name, *values, f"{len(done)}/{wanted}{early}"))
     return Table(
         title=f"Cells: {stage.name}",
-        header=("cell", *METRICS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
+        header=("cell", *LABELS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
                 "CoCa loss of the last weights", "seeds"),
         rows=rows,
         emphasised=_primary_rows(plan, rows),
@@ -86,7 +86,7 @@ def _cell_table(
 
 def _shown(name: str, value: float) -> float:
     """Return a metric, nan for a loss that no effect can use either."""
-    is_loss = name.partition("/")[2] in METRICS
+    is_loss = name.partition("/")[2] in LABELS
     return value if is_usable(value) or not is_loss else math.nan
 
 

@@ -22,7 +22,7 @@ from ablate.analysis.comparison import (
 )
 from ablate.analysis.losses import decision_rule, metric_sets
 from ablate.core.grid import Contrast
-from ablate.core.metrics import DECISIVE, METRICS
+from ablate.core.metrics import DECISIVE, LABELS
 from ablate.report.document import Document, Section, Table
 from ablate.report.effect_sections import percent, seeds_words, shown, verdict_words
 from ablate.report.methods import problems_section
@@ -115,7 +115,7 @@ def _effects(
         tables.append(_verdicts(prefix + DECISIVE, words, a, b, shared, together))
         tables += [
             _table(prefix + metric, title + words, a, b, shared, together)
-            for metric, title in METRICS.items()
+            for metric, title in LABELS.items()
         ]
     return Section(
         title="Effects",
@@ -162,7 +162,7 @@ def _seen(effect: Effect, whose: str) -> str:
     if not effect.seeds:
         return f"no seed {whose} is complete yet"
     return (
-        f"improvement in {METRICS[DECISIVE]} {percent(effect)} over {seeds_words(effect.seeds)} "
+        f"improvement in {LABELS[DECISIVE]} {percent(effect)} over {seeds_words(effect.seeds)} "
         f"{whose}: {effect.verdict}"
     )
 
@@ -183,7 +183,7 @@ def _verdicts(
         together = _verdict(pooled[key], a.pairs | b.pairs) if key in pooled else "-"
         rows.append((contrast.name, *own, together))
     return Table(
-        title=f"Seeds and verdicts ({METRICS[DECISIVE]}){words}",
+        title=f"Seeds and verdicts ({LABELS[DECISIVE]}){words}",
         header=("contrast", a.name, b.name, "pooled"),
         rows=rows,
     )

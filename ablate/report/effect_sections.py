@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ablate.analysis.results import StudyResults
 from ablate.core.grids import PAPER
-from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
+from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
 from ablate.core.plan import Plan
 from ablate.figures.caption_sheet import captions_stem
 from ablate.report.document import Picture, Section, Table
@@ -32,11 +32,11 @@ def paper_section(plan: Plan, found: StudyResults) -> list[Section]:
         return []
 
     def measured(title: str, prefix: str) -> tuple[str, ...]:
-        chosen = [own[prefix + metric] for metric in METRICS]
+        chosen = [own[prefix + metric] for metric in LABELS]
         return (title, *(shown(e) for e in chosen), verdict_words(chosen[-1]))
 
     def claimed(claims: dict[str, float]) -> tuple[str, ...]:
-        return ("claimed (arXiv 2507.18009)", *(f"{claims[m]:+.2f}" for m in METRICS), "-")
+        return ("claimed (arXiv 2507.18009)", *(f"{claims[m]:+.2f}" for m in LABELS), "-")
 
     first, *later = plan.stages
     rows = [measured(f"measured: {first.name} {first.recipe.data}", ""), claimed(PAPER_CLAIMS)]
@@ -46,7 +46,7 @@ def paper_section(plan: Plan, found: StudyResults) -> list[Section]:
         rows += [measured(title, FINETUNED), claimed(PAPER_FINETUNED)]
     table = Table(
         title="Claimed and measured: baseline -> grr",
-        header=("stage", *(f"{t} %" for t in METRICS.values()), "verdict (CoCa loss)"),
+        header=("stage", *(f"{t} %" for t in LABELS.values()), "verdict (CoCa loss)"),
         rows=rows,
         note="Improvement in percent on the test split, by stage. The paper's data sets, sizes "
         "and training are others; claims stand here to be seen beside, not to be met."
@@ -94,7 +94,7 @@ def _effect_table(plan: Plan, found: StudyResults, title: str, prefix: str) -> T
     decided = {} if prefix else _decided_earlier(found)
     rows = []
     for contrast in contrasts:
-        own = [by_name[contrast.name, prefix + metric] for metric in METRICS]
+        own = [by_name[contrast.name, prefix + metric] for metric in LABELS]
         suffix = " (primary)" if contrast.primary else " (A/A)" if contrast == plan.noise else ""
         paired = math.isfinite(own[-1].correlation) and contrast != plan.noise
         numbers = (f"{own[-1].correlation:+.2f}" if paired else "-",)
@@ -104,7 +104,7 @@ def _effect_table(plan: Plan, found: StudyResults, title: str, prefix: str) -> T
         )  # fmt: skip
     return Table(
         title=title,
-        header=("contrast", *(f"{title} %" for title in METRICS.values()), "pair correlation",
+        header=("contrast", *(f"{title} %" for title in LABELS.values()), "pair correlation",
                 "seeds", "verdict (CoCa loss)"),
         rows=rows,
         emphasised=frozenset(i for i, c in enumerate(contrasts) if c.primary),
@@ -179,9 +179,7 @@ def _parts_table(
         (name, *(part_shown(own[i], tested=tested) for own in parts.values()))
         for i, name in enumerate(names)
     ]
-    return Table(
-        title=title, header=("", *(f"{METRICS[m]} %" for m in parts)), rows=rows, note=note
-    )
+    return Table(title=title, header=("", *(f"{LABELS[m]} %" for m in parts)), rows=rows, note=note)
 
 
 def adding_up(found: Attribution, smallest: float) -> str:

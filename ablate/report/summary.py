@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from ablate.analysis.results import StudyResults
-from ablate.core.metrics import DECISIVE, FINETUNED, METRICS
+from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
 from ablate.core.plan import Plan
 from ablate.report.effect_sections import adding_up, percent, seeds_words
 from ablate.stats.effects import FEWEST_SEEDS, DecisionRule, Effect, verdict_is_clear
@@ -128,10 +128,10 @@ def _which(plan: Plan, found: StudyResults) -> str:
 
 def _where(found: StudyResults, main: Effect) -> str:
     """Return what the swap does to the losses that the decisive one is made of."""
-    parts = [e for m in METRICS if m != DECISIVE and (e := found.of(main.contrast, m))]
+    parts = [e for m in LABELS if m != DECISIVE and (e := found.of(main.contrast, m))]
     if not parts:
         return "No other loss was measured."
-    words = [f"{percent(e)} in {METRICS[e.metric]} ({e.verdict})" for e in parts]
+    words = [f"{percent(e)} in {LABELS[e.metric]} ({e.verdict})" for e in parts]
     return f"Of what it is made of, the improvement is {' and '.join(words)}."
 
 

@@ -15,7 +15,7 @@ from studies import HOSTILE, finish, planned, write_result
 from ablate.analysis.losses import stage_losses
 from ablate.analysis.results import StudyResults, make_results
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import FINETUNED, METRICS
+from ablate.core.metrics import FINETUNED, LABELS
 from ablate.core.plan import Plan
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
@@ -53,7 +53,7 @@ def test_forest_shows_every_effect_with_its_interval(full: Made) -> None:
     assert names[0] == "baseline -> grr (primary)"
     assert names[-1] == "baseline -> baseline again (A/A)"
     assert len(names) == len(plan.contrasts) + 1
-    for panel, metric in zip(drawing.axes, METRICS, strict=True):
+    for panel, metric in zip(drawing.axes, LABELS, strict=True):
         own = [e for e in (*found.effects, *found.noise) if e.metric == metric]
         ends = {tuple(one.get_xdata()) for one in panel.lines if len(one.get_xdata()) == 2}
         low, high = panel.get_xlim()
@@ -96,7 +96,7 @@ def test_intervals_that_leave_the_panel_have_an_arrow(shapes: str, tmp_path: Pat
 def test_slopes_have_a_line_per_seed(full: Made) -> None:
     plan, ledger, _ = full
     losses = stage_losses(plan, ledger)
-    for panel, metric in zip(figures.slopes(plan, ledger).axes, METRICS, strict=True):
+    for panel, metric in zip(figures.slopes(plan, ledger).axes, LABELS, strict=True):
         for seed in range(plan.seeds):
             expected = [losses[metric][cell, seed] for cell in ("baseline", "grr")]
             assert line(panel, f"seed {seed}")[:, 1].tolist() == expected
@@ -108,7 +108,7 @@ def test_slopes_have_a_line_per_seed(full: Made) -> None:
 
 def test_shapley_bars_lead_from_nothing_to_the_whole(full: Made) -> None:
     _, _, found = full
-    for panel, metric in zip(figures.shapley(found).axes, METRICS, strict=True):
+    for panel, metric in zip(figures.shapley(found).axes, LABELS, strict=True):
         attribution = found.attributions[metric]
         bars = panel.patches
         assert len(bars) == len(attribution.shapley) + 1
@@ -272,7 +272,7 @@ def test_losses_that_are_no_numbers_are_left_out(shapes: str, tmp_path: Path) ->
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3)
     finish(plan, ledger)
     bad = plan.of_cell("grr")[1]
-    broken = {f"test/{m}": math.nan for m in METRICS}
+    broken = {f"test/{m}": math.nan for m in LABELS}
     write_result(plan, ledger, bad, bad.stages[0], 0.3, **broken)
     found = make_results(plan, ledger)
     assert len(draw_figures(plan, ledger, found)) == 8

@@ -9,7 +9,7 @@ from studies import finish, planned
 
 from ablate.analysis.results import make_results
 from ablate.cli.bundle import main
-from ablate.core.metrics import METRICS
+from ablate.core.metrics import LABELS
 from ablate.core.records import read_examples
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
@@ -35,7 +35,7 @@ def test_results_of_planned_studies_are_what_training_measures(
     ours, theirs = (ledger.metrics(trial) or {} for trial in (made, trained))
     assert ours.keys() <= theirs.keys()
     for found in (ours, theirs):
-        assert [m for m in METRICS if f"test/{m}" in found] == MEASURED[objective]
+        assert [m for m in LABELS if f"test/{m}" in found] == MEASURED[objective]
     first, second = (read_examples(ledger.folder(trial)) or {} for trial in (made, trained))
     assert first.keys() == second.keys() != set()
     first, second = (ledger.result(trial) or {} for trial in (made, trained))
@@ -50,7 +50,7 @@ def test_figures_have_a_panel_for_each_metric_that_was_measured(
     plan, ledger = planned(tmp_path, shapes, grid=grid, seeds=3, changed={"objective": objective})
     finish(plan, ledger)
     found = make_results(plan, ledger)
-    titles = [METRICS[metric] for metric in MEASURED[objective]]
+    titles = [LABELS[metric] for metric in MEASURED[objective]]
 
     def panels(drawing: figures.Drawing | None) -> list[str]:
         assert drawing is not None
