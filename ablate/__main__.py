@@ -7,7 +7,5 @@ import sys
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
-    module = importlib.import_module(
-        "ablate.data.__main__" if name == "data" else f"ablate.cli.{name}"
-    )
+    module = importlib.import_module("ablate.cli.data" if name == "data" else f"ablate.cli.{name}")
     sys.exit(module.main(arguments))

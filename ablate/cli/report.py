@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ablate.analysis.results import make_results
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, read_plan
+from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.report.build import as_json, write_document, write_report
 from ablate.report.compare import compare_studies
 from ablate.report.document import Document
@@ -62,7 +62,7 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--out is for --compare; a study's report is in its own directory")
     if options.json and options.compare:
         raise UsageError("--json is for one study, not for --compare")
-    if options.out and (options.out / FILE).exists():
+    if options.out and (options.out / STUDY_FILE).exists():
         raise UsageError(f"{str(options.out)!r} holds a study, whose report this would overwrite")
 
 

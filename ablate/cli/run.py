@@ -28,7 +28,7 @@ from ablate.cli.options import (
 from ablate.core.files import is_disk_error
 from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, Plan
+from ablate.core.plan import STUDY_FILE, Plan
 from ablate.core.resources import (
     ProbeConditions,
     Scheduling,
@@ -243,7 +243,7 @@ class _Command(ModuleType):
         options.arguments = arguments
         _main(options, make_console(options.output))
         directory = study_directory(options)
-        ran = not options.plan and (directory / FILE).exists()  # a walk alone is no study
+        ran = not options.plan and (directory / STUDY_FILE).exists()  # a walk alone is no study
         return Study.open(directory) if ran else None
 
 

@@ -20,7 +20,7 @@ from ablate.cli.progress import JsonLines, Progress
 from ablate.cli.run_study import DONE, INTERRUPTED, SOME_FAILED, Launch, run_study, tell_where
 from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, Plan, read_plan
+from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from ablate.core.provenance import launch_note
 from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_outcomes
 from ablate.core.study_identity import refuse_other_study
@@ -121,7 +121,7 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
     """
     request, ledger, registry = searching.request, searching.ledger, searching.registry
     with ledger.locked():
-        if (ledger.directory / FILE).exists():  # its primary contrast is what the walk finds
+        if (ledger.directory / STUDY_FILE).exists():  # its primary contrast is what the walk finds
             before = read_plan(ledger.directory).contrasts
             refuse_other_study(replace(plan, contrasts=before), ledger)
         with running(searching, frozenset()) as (run, tell):

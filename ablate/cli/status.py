@@ -15,7 +15,7 @@ from rich.table import Table
 from ablate.analysis.losses import needed_trials, race_so_far
 from ablate.cli.console import make_console
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, read_plan
+from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.core.search_results import RECORD, best, read_outcomes
 from ablate.core.trial import Stage, Trial
 from blocks import UsageError
@@ -59,7 +59,7 @@ def status(study: Path) -> dict[str, Any]:
     is searched for, there is only what its search has found.
     """
     found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
-    if (study / RECORD).exists() and not (study / FILE).exists():
+    if (study / RECORD).exists() and not (study / STUDY_FILE).exists():
         return {**found, "grid": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = race_so_far(plan, ledger) if plan.looks else None

@@ -19,7 +19,7 @@ from ablate.core.trial import Stage, Trial, from_dict, to_dict
 from assemblies import CoCaConfig, Cost
 from blocks import UsageError
 
-FILE = "study.json"
+STUDY_FILE = "study.json"
 AGAIN = " again"  # after the name of a cell whose A/A cell this is
 MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
 
@@ -127,7 +127,7 @@ def write_plan(plan: Plan, directory: Path, launch: Mapping[str, Any]) -> None:
         "noise": plan.noise and dataclasses.asdict(plan.noise),
         "launches": [*read_launches(directory), launch and {**launch, **_scope(plan)}],
     }
-    write_json(directory / FILE, data)
+    write_json(directory / STUDY_FILE, data)
 
 
 def _scope(plan: Plan) -> dict[str, Any]:
@@ -136,9 +136,9 @@ def _scope(plan: Plan) -> dict[str, Any]:
 
 def read_plan(directory: Path) -> Plan:
     """Return a study's plan; raises `UsageError` where there is none, or not one of ours."""
-    data = read_json(directory / FILE) if directory != Path() else None
+    data = read_json(directory / STUDY_FILE) if directory != Path() else None
     if data is None:
-        raise UsageError(f"{str(directory)!r} is no study: it has no {FILE}")
+        raise UsageError(f"{str(directory)!r} is no study: it has no {STUDY_FILE}")
     try:
         plan = Plan(
             **{f.name: data[f.name] for f in dataclasses.fields(Plan) if f.name in data}
@@ -172,7 +172,7 @@ def _check_folders(plan: Plan, directory: Path) -> None:
 
 def read_launches(directory: Path) -> list[dict[str, Any]]:
     """Return the notes of a study's launches, the first one first."""
-    return list((read_json(directory / FILE) or {}).get("launches", []))
+    return list((read_json(directory / STUDY_FILE) or {}).get("launches", []))
 
 
 def _contrast(data: Mapping[str, Any]) -> Contrast:

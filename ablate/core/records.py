@@ -53,12 +53,12 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
     return curve
 
 
-FILE = "examples.safetensors"
+EXAMPLES_FILE = "examples.safetensors"
 
 
 def read_examples(folder: Path) -> dict[str, Tensor] | None:
     """Return what `write_examples` wrote, or None where there is nothing whole."""
     try:
-        return load((folder / FILE).read_bytes())
+        return load((folder / EXAMPLES_FILE).read_bytes())
     except (OSError, SafetensorError):
         return None

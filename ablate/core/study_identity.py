@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, Plan, read_plan
+from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from assemblies.config import flatten
 from blocks import UsageError
 
@@ -21,7 +21,7 @@ def keep_plan(ledger: Ledger) -> Path:
     """Copy a plan, before it is replaced, to a name of its own: else no report has its trials."""
     numbers = itertools.count(1)
     kept = next(p for n in numbers if not (p := ledger.directory / f"study-{n}.json").exists())
-    shutil.copyfile(ledger.directory / FILE, kept)
+    shutil.copyfile(ledger.directory / STUDY_FILE, kept)
     return kept
 
 
@@ -30,7 +30,7 @@ def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
 
     One that was stopped before its first trial has nothing to lose.
     """
-    if not (ledger.directory / FILE).exists() or not (ledger.directory / "trials").exists():
+    if not (ledger.directory / STUDY_FILE).exists() or not (ledger.directory / "trials").exists():
         return
     before, now = _identity(read_plan(ledger.directory)), _identity(plan)
     # Another set to fine-tune on may be added, or left out, any time: only shared stages count.
@@ -70,7 +70,7 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
     """Return the cells, fine-tunings and seeds that the study had when it last ran, and has not."""
-    if not (ledger.directory / FILE).exists():
+    if not (ledger.directory / STUDY_FILE).exists():
         return []
     before = read_plan(ledger.directory)
     now = {*plan.cells, *(stage.name for stage in plan.stages)}
@@ -81,7 +81,7 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
 
 def outdated(plan: Plan, ledger: Ledger) -> int:
     """Return how many finished trials of the study's last run have other keys now."""
-    if not (ledger.directory / FILE).exists():
+    if not (ledger.directory / STUDY_FILE).exists():
         return 0
     now = {(t.name, t.seed): t.stages[0].key for t in plan.trials}
     before = [t for t in read_plan(ledger.directory).trials if (t.name, t.seed) in now]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from ablate.core.files import atomic
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, read_plan
-from ablate.core.records import FILE as EXAMPLES
+from ablate.core.plan import STUDY_FILE, read_plan
+from ablate.core.records import EXAMPLES_FILE as EXAMPLES
 from ablate.core.search_results import FOLDER, RECORD
 from ablate.figures.style import DRAWINGS
 from ablate.report.build import write_report
@@ -50,7 +50,7 @@ def write_bundle(study: Path, out: Path) -> int:
 def _files(study: Path) -> Iterator[Path]:
     """Yield the study's files that its report is made of, and the report."""
     plan, ledger = read_plan(study), Ledger(study)
-    yield study / FILE
+    yield study / STUDY_FILE
     search = (RECORD, f"{FOLDER}/*")
     drawings = [f"{stem}.svg" for stem in DRAWINGS]
     for pattern in ("report.*", "effects.csv", "table.tex", "*.png", *drawings, *search):

@@ -10,7 +10,7 @@ from typing import Any
 
 from ablate.core.grid import Grid
 from ablate.core.ledger import Ledger
-from ablate.core.plan import AGAIN, FILE, Plan, read_plan
+from ablate.core.plan import AGAIN, STUDY_FILE, Plan, read_plan
 from ablate.core.recipe import Recipe, loss_weights
 from ablate.core.search_results import BASE
 from ablate.core.trial import MAX_SEEDS
@@ -196,7 +196,7 @@ def as_tuned_before(
     plan: Plan, settings: Mapping[str, Any], ledger: Ledger, registry: Registry
 ) -> Plan:
     """Return the plan with the recipes that an earlier launch of it has tuned, to look ahead by."""
-    if not plan.searched or not (ledger.directory / FILE).exists():
+    if not plan.searched or not (ledger.directory / STUDY_FILE).exists():
         return plan
     before = read_plan(ledger.directory)
     cells = {name for name in plan.costs if not name.endswith(AGAIN)}

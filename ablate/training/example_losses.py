@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ablate.core.files import atomic
 from ablate.core.recipe import Recipe
-from ablate.core.records import FILE
+from ablate.core.records import EXAMPLES_FILE
 from ablate.data.batches import Batch, EncodedSplit, evaluation_batches
 from assemblies import CoCa, captioning_loss
 from assemblies.losses import contrastive_losses
@@ -57,7 +57,7 @@ def _caption_losses(states: Tensor, head: Tensor, batch: Batch) -> Tensor:
 
 def write_examples(found: dict[str, Tensor], folder: Path) -> None:
     """Write the losses into a stage's folder, whole or not at all."""
-    with atomic(folder / FILE) as temporary:
+    with atomic(folder / EXAMPLES_FILE) as temporary:
         temporary.write_bytes(save({k: v.contiguous() for k, v in found.items()}))
 
 

@@ -15,7 +15,7 @@ from samples import SMALL
 
 from ablate.core.files import write_json, write_text
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, Plan, read_plan, write_plan
+from ablate.core.plan import STUDY_FILE, Plan, read_plan, write_plan
 from ablate.core.trial import Stage, Trial
 from ablate.planning.planner import StudyOptions, make_plan
 from ablate.training.example_losses import write_examples
@@ -60,11 +60,13 @@ def planned(
                 "evaluation_batch": 16, **(changed or {})}  # fmt: skip
     plan = _made(grid, seeds, tuple(settings.items()), tuple(sources), declared or StudyOptions())
     write_plan(plan, directory, LAUNCH)
-    text = (directory / FILE).read_text(encoding="utf-8")
+    text = (directory / STUDY_FILE).read_text(encoding="utf-8")
     for old, new in (rename or {}).items():
         text = text.replace(json.dumps(old), json.dumps(new))
     known = {name: {"contrastive": 9.0, "perplexity": 999.0} for name in plan.references}
-    write_json(directory / FILE, {**json.loads(text), "references": known})  # worse than any cell
+    write_json(
+        directory / STUDY_FILE, {**json.loads(text), "references": known}
+    )  # worse than any cell
     return read_plan(directory), Ledger(directory)
 
 

@@ -14,8 +14,8 @@ from packings import as_folder, as_parquet, items
 from PIL import Image
 from samples import draw
 
+from ablate.cli.data import main
 from ablate.data import open_pairs
-from ablate.data.__main__ import main
 
 COMMAND = [sys.executable, "-m", "ablate", "data"]
 

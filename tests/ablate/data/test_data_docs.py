@@ -21,10 +21,10 @@ from packings import (
     write_images,
 )
 
+from ablate.cli.data import main
 from ablate.cli.options import parse_settings
 from ablate.cli.run import parser as run_parser
 from ablate.data import open_pairs
-from ablate.data.__main__ import main
 
 DOCUMENT = Path(__file__).parents[3] / "docs/data.md"
 

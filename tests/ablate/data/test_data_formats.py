@@ -13,9 +13,10 @@ from packings import WRITERS, as_coco, as_csv, as_folder, as_parquet, items, wri
 from samples import draw, write_shard
 
 from ablate.core.recipe import Recipe
-from ablate.data import Pairs, TrainBatches, encode_split, open_pairs, open_tokenizer, pack
+from ablate.data import Pairs, TrainBatches, encode_split, open_pairs, open_tokenizer
 from ablate.data import sources as sources_module
 from ablate.data.batches import Batch
+from ablate.data.pack import pack
 from ablate.data.sources import SCHEMES, find_files, open_source
 from blocks import UsageError
 

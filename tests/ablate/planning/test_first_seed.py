@@ -15,7 +15,7 @@ from ablate.analysis.results import make_results
 from ablate.cli.options import parser, smaller_command
 from ablate.cli.run import main
 from ablate.core.ledger import Ledger
-from ablate.core.plan import FILE, Plan, read_plan, write_plan
+from ablate.core.plan import STUDY_FILE, Plan, read_plan, write_plan
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import MAX_SEEDS
 from ablate.planning.budget import STARTUP, Work, propose, smallest_seconds
@@ -53,9 +53,9 @@ def test_seeds_begin_where_they_are_told_to(shapes: str, tmp_path: Path) -> None
 
 def test_a_plan_of_before_begins_with_seed_0(shapes: str, tmp_path: Path) -> None:
     write_plan(plan_of(shapes), tmp_path, LAUNCH)
-    data = json.loads((tmp_path / FILE).read_text())
+    data = json.loads((tmp_path / STUDY_FILE).read_text())
     del data["first_seed"]
-    (tmp_path / FILE).write_text(json.dumps(data))
+    (tmp_path / STUDY_FILE).write_text(json.dumps(data))
     assert read_plan(tmp_path).first_seed == 0
 
 

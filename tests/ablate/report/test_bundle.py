@@ -13,7 +13,7 @@ from samples import SMALL
 from studies import finish, planned
 
 from ablate.cli.bundle import main
-from ablate.core.records import FILE as EXAMPLES
+from ablate.core.records import EXAMPLES_FILE as EXAMPLES
 from ablate.core.records import read_record
 from ablate.planning.planner import make_plan
 from ablate.report.verify_bundle import MANIFEST, _other_metrics, verify
