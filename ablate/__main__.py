@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
+from ablate.cli.command import start
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    module = importlib.import_module("ablate.cli.data" if name == "data" else f"ablate.cli.{name}")
-    sys.exit(module.main(arguments))
+    start()

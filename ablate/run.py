@@ -1,12 +1,14 @@
-"""`python -m ablate.run`."""
+"""`python -m ablate.run`: the same as `ablate run`."""
 
 from __future__ import annotations
 
-import signal
 import sys
 
 if __name__ == "__main__":
-    from ablate.cli.run import main
+    from ablate.cli.command import start
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.exit(main())
+    start("run")
+else:  # importing a module binds its name in the package, where the function belongs
+    from ablate.interface import run
+
+    sys.modules[__name__] = run  # type: ignore[assignment]

@@ -10,12 +10,13 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal, get_args
 
 from blocks.errors import UsageError, unknown
 from blocks.site import Site
+
+if TYPE_CHECKING:  # names and options are known without torch, which takes a second to import
+    from torch import nn
 
 Kind = Literal["norm", "ffn", "position", "attention", "pooling"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

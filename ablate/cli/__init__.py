@@ -1,1 +1,1 @@
-"""The commands, and what they do in order."""
+"""The command `ablate`: its arguments, and what each command does in order."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -41,3 +43,9 @@ def show(document: Document, console: Console) -> None:
         console.print(document.banner, style="yellow", highlight=False, markup=False)
     for sentence in document.opening:
         console.print(sentence, highlight=False, markup=False)
+
+
+def tell_report(document: Document, path: Path) -> None:
+    """Print what a report begins with, and where it is."""
+    print(*([f"WARNING {document.banner}"] if document.banner else []), *document.opening, sep="\n")
+    print(f"report: {path}")

@@ -6,8 +6,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -15,42 +13,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from ablate.data.overview import describe, summarise, write_sheet
 from ablate.data.pack import PackedShard, pack
 from ablate.data.pairs import decode_pairs
-from ablate.data.sources import SCHEMES
 from blocks import UsageError
-from blocks.errors import Parser
 
-DONE, REFUSED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    forms = ", ".join(scheme.form for scheme in SCHEMES.values())
-    top = Parser(prog="ablate data", description=f"Sources of pairs: {forms}.")
-    commands = top.add_subparsers(dest="command", required=True)
-    look = commands.add_parser(
-        "inspect",
-        help="count a source's pairs, captions and problems",
-        description="Count a source's pairs, captions and problems. Exit code 1: a study would "
-        "refuse the source.",
-        epilog="example: ablate data inspect embedded:icons --sheet icons.png",
-    )
-    look.add_argument("uri", metavar="URI")
-    look.add_argument("--size", type=int, default=64, help="pixels of an image's side (default 64)")
-    look.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet")
-    look.add_argument("--json", action="store_true", help="print plain data for a program")
-    write = commands.add_parser(
-        "pack",
-        help="resize a source into WebDataset shards",
-        description="Resize a source into WebDataset shards. The same command again keeps those "
-        "that are finished.",
-        epilog="example: ablate data pack 'webdataset:/data/cc12m/{00000..01242}.tar' "
-        "/data/cc12m-64 --size 64",
-    )
-    write.add_argument("uri", metavar="URI")
-    write.add_argument("out", type=Path, metavar="OUT", help="a directory, new or half packed")
-    write.add_argument("--size", type=int, required=True, help="pixels of an image's side")
-    write.add_argument("--shard", type=int, default=1000, help="rows of a shard (default 1000)")
-    return top
+DONE, REFUSED = 0, 1
 
 
 def inspect_source(options: argparse.Namespace, console: Console) -> int:
@@ -99,24 +64,10 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = parser().parse_args(arguments)
-    console = Console(stderr=True)
+def main(options: argparse.Namespace) -> int:
+    """Look at a source or pack it; return 0, or 1 where a study would refuse the source."""
+    task = {"inspect": inspect_source, "pack": pack_source}[options.task]
     try:
-        run = {"inspect": inspect_source, "pack": pack_source}[options.command]
-        return run(options, console)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_USAGE
+        return task(options, Console(stderr=True))
     except OSError as error:
-        print(f"error: cannot write {error.filename!r}: {error.strerror}", file=sys.stderr)
-        return BAD_USAGE
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if options.command == "pack" else ""
-        print(f"stopped{goes_on}", file=sys.stderr)
-        return INTERRUPTED
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        raise UsageError(f"cannot write {error.filename!r}: {error.strerror}") from None

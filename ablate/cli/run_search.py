@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,7 +49,8 @@ class Searching:
     """What a command's search is done with, beside its plan.
 
     ``settings`` are those that the plan was made with, ``replan`` makes a plan of another grid, and
-    ``confirms`` is whether the best cells of a walk are to be trained from seeds of their own.
+    ``confirms`` is whether the best cells of a walk are to be trained from seeds of their own, and
+    ``confirming`` gives the command that does so, with so many seeds.
     """
 
     request: Request
@@ -61,6 +61,7 @@ class Searching:
     settings: Mapping[str, Any]
     replan: Callable[[Design], Plan]
     confirms: bool
+    confirming: Callable[[int], str]
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line to a person."""
@@ -130,10 +131,15 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
             return None
         design = functools.partial(found_grid, found.outcomes, request.keep)
         confirming = replace(searching.replan(design), search=plan.search)
-        command = confirming_command(searching.launch.arguments, confirming.seeds)
+        command = searching.confirming(confirming.seeds)
         parameters = _parameters(found, plan, registry)
         written = write_walk(
-            plan, found.outcomes, found.importances, parameters, command, ledger.directory
+            plan,
+            found.outcomes,
+            found.importances,
+            parameters,
+            command,
+            ledger.directory,
         )
         if not searching.confirms:  # otherwise the study logs it
             log_walk(plan, ledger, searching.launch, written)
@@ -147,7 +153,7 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
 
 def propose(plan: Plan, searching: Searching) -> None:
     """Print the command that confirms a walk, in the output asked for."""
-    command = confirming_command(searching.launch.arguments, plan.seeds)
+    command = searching.confirming(plan.seeds)
     if searching.launch.output == "json":
         print(json.dumps({"event": "proposal", "cells": [*plan.cells], "command": command}))
     searching.say(f"to confirm the best cells on seeds that the walk has not seen:\n{command}")
@@ -161,16 +167,9 @@ def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) 
         launch.mlflow,
         warn,
         remedy="the same command again",  # `ablate.tracking.sync` takes studies
-        note=launch_note(launch.arguments),
+        note=launch_note(launch.command),
     ) as tracker:
         tracker.close([], paths, [])
-
-
-def confirming_command(arguments: Sequence[str], seeds: int) -> str:
-    """Return the command that runs a walk's best cells on seeds of their own."""
-    given = any(word == "--seeds" or word.startswith("--seeds=") for word in arguments)
-    more = () if given else ("--seeds", str(seeds))
-    return shlex.join(["python", "-m", "ablate.run", *arguments, *more])
 
 
 def _parameters(found: Walked, plan: Plan, registry: Registry) -> dict[str, int]:
@@ -201,7 +200,7 @@ def running(
         write_outcomes({}, ledger.directory)
 
     def run(trials: list[Trial]) -> None:
-        execute(trials, ledger, plugins=launch.plugins, resources=resources, watcher=shown)
+        execute(trials, ledger, plugins=launch.plugins, resources=resources, watchers=(shown,))
 
     def tell(found: Found) -> None:
         write_outcomes(found, ledger.directory)

@@ -31,55 +31,33 @@ from blocks import default_registry
 DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
-class Watchers:
-    """Passes what happens on to the terminal and to MLflow."""
-
-    def __init__(self, shown: progress.Progress, tracker: Tracker) -> None:
-        self.shown, self.tracker = shown, tracker
-
-    def started(self, trial: Trial) -> None:
-        """A trial begins or goes on."""
-        self.shown.started(trial)
-        self.tracker.started(trial)
-
-    def measured(self, trial: Trial, metrics: dict[str, float]) -> None:
-        """A trial has new metrics."""
-        self.shown.measured(trial, metrics)
-        self.tracker.measured(trial, metrics)
-
-    def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
-        """A trial has its result."""
-        self.shown.finished(trial, metrics)
-        self.tracker.finished(trial, metrics)
-
-    def failed(self, trial: Trial, reason: str) -> None:
-        """A trial has failed for good."""
-        self.shown.failed(trial, reason)
-        self.tracker.failed(trial, reason)
-
-    def stopped(self, trial: Trial, step: int) -> None:
-        """ASHA has stopped a trial; its run in MLflow ends with the study's."""
-        self.shown.stopped(trial, step)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a study is run: what changes none of its numbers.
+    """How a study is run: what changes none of its numbers."""
 
-    ``arguments`` are those of the command, for the record; ``output`` is one of
-    `ablate.cli.progress.OUTPUTS`; ``models`` whether MLflow gets trials' models (None: small ones);
-    ``memory`` and ``gpu_memory`` are the bytes that a trial is predicted
-    to need, 0 where nothing is known.
-    """
+    command: str = ""
+    """The command line that asks for the same, for the record."""
 
-    arguments: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
+    """Files (absolute) and modules whose blocks workers register."""
+
     mlflow: str = DEFAULT_STORE
+    """The store that runs are copied to."""
+
     models: bool | None = None
+    """Whether the store gets trials' models; None: those of at most 64 MiB."""
+
     output: str = "auto"
+    """One of `ablate.cli.progress.OUTPUTS`: who reads what is printed."""
+
     scheduling: Scheduling = field(default_factory=Scheduling)
+    """What a trial asks of the machine."""
+
     memory: int = 0
+    """Bytes of host memory that a trial is predicted to need, 0 where nothing is known."""
+
     gpu_memory: int = 0
+    """Likewise of a GPU's memory."""
 
     def resources(self) -> Resources:
         """Return what a trial gets, of this machine or of the cluster; raises `UsageError`."""
@@ -98,7 +76,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
         refuse_other_study(plan, ledger)
         _warn_of_earlier_runs(plan, ledger)
-        write_plan(plan, ledger.directory, launch_note(launch.arguments))
+        write_plan(plan, ledger.directory, launch_note(launch.command))
         left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
         if done := len(plan.trials) - len(left):
             console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
@@ -106,13 +84,12 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         def run(left: Sequence[Trial]) -> None:
             done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
             with progress.make_progress(left, done, console, launch.output) as shown:
-                watchers = Watchers(shown, tracker)
                 execute(
                     left,
                     ledger,
                     plugins=launch.plugins,
                     resources=resources,
-                    watcher=watchers,
+                    watchers=(shown, tracker),
                     asha=plan.exploratory,
                 )
 

@@ -19,47 +19,18 @@ from ablate.training.evaluate import evaluate, evaluate_captions
 from ablate.training.optim import autocast
 from ablate.training.zero_shot import TEMPLATES, accuracy, class_embeddings, read_folder
 from blocks import UsageError, default_registry
-from blocks.errors import Parser, unknown
+from blocks.errors import unknown
 
-DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    top = Parser(
-        prog="ablate score",
-        description="Score a checkpoint: losses, perplexity, retrieval and captions on a split of "
-        "a data set, or zero-shot classification of a folder of classes.",
-        epilog="example: ablate score --checkpoint MODEL --data embedded:icons",
-    )
-    top.add_argument("--checkpoint", required=True, type=Path, metavar="DIR")
-    top.add_argument("--data", metavar="URI", help="a source, as in docs/data.md")
-    top.add_argument("--split", help=f"{', '.join(SPLITS)} (default test)")
-    top.add_argument("--batch", type=int, help="of the contrastive loss (default 128)")
-    top.add_argument("--zero-shot", type=Path, metavar="FOLDER", help="FOLDER/CLASS_NAME/*.jpg")
-    top.add_argument(
-        "--template",
-        action="append",
-        metavar="TEXT",
-        help="a prompt with {} for the class name; repeatable (default: an ensemble)",
-    )
-    top.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE")
-    top.add_argument("--json", action="store_true", help="one JSON object")
-    return top
+DONE, SOME_FAILED = 0, 1
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 some pictures failed, 2 bad usage."""
-    options = parser().parse_args(arguments)
-    try:
-        found, unreadable = _scores(options)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_USAGE
+def main(options: argparse.Namespace) -> int:
+    """Print a checkpoint's scores; return 0, or 1 if some pictures cannot be read."""
+    scores, unreadable = _scores(options)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(scores))
     else:
-        print("\n".join(f"{name:24} {value:.4f}" for name, value in found.items()))
+        print("\n".join(f"{name:24} {value:.4f}" for name, value in scores.items()))
     for line in unreadable:
         print(f"error: {line}", file=sys.stderr)
     return SOME_FAILED if unreadable else DONE
@@ -131,7 +102,3 @@ def zero_shot(
     images = captioner.embed_images([image for image, _ in pictures])
     scores = accuracy(images, classes, torch.tensor([label for _, label in pictures]))
     return scores, unreadable
-
-
-if __name__ == "__main__":
-    sys.exit(main())

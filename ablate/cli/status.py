@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +16,18 @@ from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.core.search_results import RECORD, best, read_outcomes
 from ablate.core.trial import Stage, Trial
-from blocks import UsageError
-from blocks.errors import Parser
 
-DONE, SOME_FAILED, BAD_USAGE = 0, 1, 2
+DONE, SOME_FAILED = 0, 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    top = Parser(
-        prog="ablate status",
-        description="Show how far each trial of a study is, stage by stage. Reads files only, also "
-        "while the study runs. Exit code 1: some trial has failed.",
-        epilog="example: ablate status studies/paper-nano",
-    )
-    top.add_argument("study", type=Path, metavar="STUDY")
-    top.add_argument("--json", action="store_true", help="one JSON object")
-    return top
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 some trial has failed, 2 bad usage."""
-    options = parser().parse_args(arguments)
-    try:
-        found = status(options.study)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_USAGE
+def main(options: argparse.Namespace) -> int:
+    """Print a study's state; return 0, or 1 if some trial has failed."""
+    state = status(options.study)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(state))
     else:
-        show(found)
-    return SOME_FAILED if any(trial["failure"] for trial in found["trials"]) else DONE
+        show(state)
+    return SOME_FAILED if any(trial["failure"] for trial in state["trials"]) else DONE
 
 
 def status(study: Path) -> dict[str, Any]:
@@ -141,7 +119,3 @@ def _words(stage: dict[str, Any]) -> str:
     if stage["done"]:
         return f"CoCa loss {stage['test/coca']:.3f}"
     return f"step {stage['step']} of {stage['steps']}" if stage["step"] else "-"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -9,12 +10,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ablate.core.provenance import without_passwords
 from ablate.tracking.mlflow_store import (
-    DEFAULT_STORE,
     MLFLOW_ENVIRONMENT,
     SERVERS,
     StoreError,
@@ -37,45 +37,26 @@ from ablate.tracking.mlflow_views import (
     view_link,
 )
 from blocks import UsageError
-from blocks.errors import Parser
 
 STUDIES = 3  # how many of the latest ones get links of their own
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = parser().parse_args(arguments)
+def main(options: argparse.Namespace) -> int:
+    """Print links into the UI, and serve it where the store is no server itself."""
     store = absolute_store(options.mlflow)
     is_server = store.startswith(SERVERS)
+    _check(options.mlflow, options.port)
+    base = without_user(store) if is_server else f"http://127.0.0.1:{options.port}"
     try:
-        _check(options.mlflow, options.port)
-        base = without_user(store) if is_server else f"http://127.0.0.1:{options.port}"
-        shown = list(links(options.mlflow, base))
-    except (UsageError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # a store may take long to connect to
-        print("stopped", file=sys.stderr)
-        return 130
+        lines = list(links(options.mlflow, base))
+    except StoreError as error:
+        raise UsageError(str(error)) from error
     if is_server:
         print(f"{without_passwords(store)} is a server with a UI of its own:")
     else:
         print(f"MLflow UI on {base} (Ctrl-C stops it), in some seconds:")
-    print("\n".join(shown), flush=True)
+    print("\n".join(lines), flush=True)
     return 0 if is_server else serve(store, options.port)
-
-
-def parser() -> Parser:
-    """Return the command line."""
-    top = Parser(
-        prog="ablate ui",
-        description="Open the MLflow UI on the store that studies are logged to, on loopback only, "
-        "and print links to the latest studies' views.",
-        epilog="example: ablate ui --port 5001",
-    )
-    top.add_argument("--mlflow", default=DEFAULT_STORE, metavar="URI", help="a store or a server")
-    top.add_argument("--port", type=int, default=5000)
-    return top
 
 
 def _check(uri: str, port: int) -> None:
@@ -189,7 +170,3 @@ def serve(store: str, port: int) -> int:
             last = without_passwords("".join(log.readlines()[-5:]))
             print(f"error: MLflow's server stopped{why}:", last, file=sys.stderr)
     return 1 if code else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ SECRET_FIELD = re.compile(
 )
 
 
-def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
+def launch_note(command: str) -> dict[str, Any]:
     """Return what is to be known of one launch of a study, as plain data."""
-    shown = map(without_passwords, arguments)  # quoted, a password would be harder to find
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
         "date": now.isoformat(),
-        "command": shlex.join(["python", "-m", "ablate.run", *shown]),
+        # Word by word: quoted, a password would be harder to find.
+        "command": shlex.join(map(without_passwords, shlex.split(command))),
         "git": git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

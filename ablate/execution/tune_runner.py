@@ -32,7 +32,7 @@ def execute(
     *,
     plugins: tuple[str, ...],
     resources: Resources,
-    watcher: Watcher,
+    watchers: Sequence[Watcher],
     asha: bool = False,
 ) -> None:
     """Run trials; results are in the ledger. Returns early, and cleanly, on Ctrl-C or SIGTERM.
@@ -54,7 +54,7 @@ def execute(
         cluster.start(resources)
         if shared:
             cluster.check_shared(ledger.directory)
-        relay = _relay(trials, ledger, watcher, asha)
+        relay = _relay(trials, ledger, watchers, asha)
         order, scheduler = launch_order(trials), _asha(trials[0]) if asha else None
         with _scratch(ledger.directory if shared else None) as scratch:
             tuner = _tuner(order, ledger, plugins, resources, scratch, relay, scheduler)
@@ -166,14 +166,16 @@ def _asha(trial: Trial) -> Any:
     )
 
 
-def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher, asha: bool) -> Any:
-    """Return Tune's view of a watcher. An error here would abort the study, hence the care."""
+def _relay(trials: Sequence[Trial], ledger: Ledger, watchers: Sequence[Watcher], asha: bool) -> Any:
+    """Return Tune's view of some watchers. An error here would abort the study, hence the care."""
     from ray.tune import Callback
 
     class Relay(Callback):  # type: ignore[misc]
-        def __init__(self, by_key: dict[str, Trial], ledger: Ledger, watcher: Watcher) -> None:
-            self.by_key = by_key
-            self.ledger, self.watcher = ledger, watcher
+        # Held here and not by closure: Tune pickles the class, and these cannot be pickled.
+        def __init__(
+            self, by_key: dict[str, Trial], ledger: Ledger, watchers: Sequence[Watcher]
+        ) -> None:
+            self.by_key, self.ledger, self.watchers = by_key, ledger, watchers
             self.unwritable = ""
 
         def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher, asha: bool
             return self.by_key[trial.config["job"]["key"]]
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            _quietly(self.watcher.started, self.ours(trial))
+            _tell(self.watchers, "started", self.ours(trial))
 
         def on_trial_result(
             self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
@@ -193,19 +195,20 @@ def _relay(trials: Sequence[Trial], ledger: Ledger, watcher: Watcher, asha: bool
                 os.kill(os.getpid(), signal.SIGUSR1)  # Tune stops: no trial could go on
                 return
             metrics = {k: v for k, v in result.items() if "/" in k or k in ("step", "seconds")}
-            _quietly(self.watcher.measured, self.ours(trial), metrics)
+            _tell(self.watchers, "measured", self.ours(trial), metrics)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             ours = self.ours(trial)
             if asha and self.ledger.result(ours) is None and self.ledger.failure(ours) is None:
-                _quietly(lambda: self.watcher.stopped(ours, self.ledger.record_stop(ours)))
+                step = self.ledger.record_stop(ours)
+                _tell(self.watchers, "stopped", ours, step)
                 return
-            _conclude(ours, self.ledger, self.watcher)
+            _conclude(ours, self.ledger, self.watchers)
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            _conclude(self.ours(trial), self.ledger, self.watcher)
+            _conclude(self.ours(trial), self.ledger, self.watchers)
 
-    return Relay({trial.key: trial for trial in trials}, ledger, watcher)
+    return Relay({trial.key: trial for trial in trials}, ledger, watchers)
 
 
 def _silent_reporter() -> Any:
@@ -222,17 +225,23 @@ def _silent_reporter() -> Any:
     return Silent()
 
 
-def _conclude(trial: Trial, ledger: Ledger, watcher: Watcher) -> None:
-    """Tell the watcher how a trial ended, as the ledger has it."""
+def _conclude(trial: Trial, ledger: Ledger, watchers: Sequence[Watcher]) -> None:
+    """Tell the watchers how a trial ended, as the ledger has it."""
     if (metrics := ledger.metrics(trial)) is not None:
         ledger.forget_failure(trial)
-        _quietly(watcher.finished, trial, metrics)
+        _tell(watchers, "finished", trial, metrics)
         return
     reason = ledger.failure(trial)
     if reason is None:
         reason = "its worker process died (out of memory, or killed)"
         _quietly(ledger.record_failure, trial, reason)
-    _quietly(watcher.failed, trial, reason)
+    _tell(watchers, "failed", trial, reason)
+
+
+def _tell(watchers: Sequence[Watcher], event: str, *details: Any) -> None:
+    """Tell every watcher of an event, whatever the others make of it."""
+    for watcher in watchers:
+        _quietly(getattr(watcher, event), *details)
 
 
 def _quietly(call: Any, *arguments: Any) -> None:

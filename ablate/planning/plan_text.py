@@ -201,7 +201,7 @@ def as_data(plan: Plan, prediction: StudyPrediction) -> dict[str, Any]:
         "contrasts": [contrast.name for contrast in plan.contrasts],
         "primary": plan.primary.name if plan.primary else None,
         "dropped": plan.dropped,
-        "trials": len(plan.trials),
+        "trials": [{"cell": t.name, "seed": t.seed, "key": t.key} for t in plan.trials],
         "done": done,
         "done_stages": stages,
         "slots": prediction.slots,

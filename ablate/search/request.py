@@ -1,8 +1,7 @@
-"""The flags of `--search`, and what they ask for."""
+"""What is asked of a search, and how a plan declares it."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,20 +19,11 @@ from ablate.search.retune import retune
 from ablate.search.space import Space, default_space, parse_space, searched_fields, spell, tuned
 from assemblies import CoCaConfig
 from blocks import Registry, UsageError
-from blocks.errors import unknown
 
 FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
 FOUND = "found"  # the grid of the cells that a walk has found
 METHODS, OVER = ("optuna",), ("recipes", "blocks")
 KEEP = 3
-FLAGS = {
-    "search_trials": "--search-trials",
-    "search_space": "--search-space",
-    "search_seeds": "--search-seeds",
-    "search_generation": "--search-generation",
-    "search_keep": "--search-keep",
-    "over": "--over",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,74 +70,6 @@ class Request:
         """Return the space that recipes are searched in; raises `UsageError` where it is none."""
         recipe = plan.stages[0].recipe
         return default_space(recipe) if self.space is None else parse_space(self.space, recipe)
-
-
-def add_flags(top: argparse.ArgumentParser) -> None:
-    """Add the flags of searches to a command line."""
-    group = top.add_argument_group("search before the seeds run (docs/search.md)")
-    group.add_argument("--search", metavar="optuna", help="tune with equal budget for every cell")
-    group.add_argument(
-        "--over", metavar="recipes|blocks", help="what is searched (default recipes)"
-    )
-    group.add_argument(
-        "--search-trials", type=int, metavar="N", help="of each cell, of a walk in all (default 16)"
-    )
-    group.add_argument(
-        "--search-space",
-        metavar="NAME=RANGE,...",
-        help="lr=1e-4..1e-2:log,weight_decay=0..0.3,batch=32|64 (default: around the recipe)",
-    )
-    group.add_argument(
-        "--search-seeds", type=int, metavar="N", help="tuning seeds of each trial (default 1)"
-    )
-    group.add_argument(
-        "--search-generation", type=int, metavar="N", help="trials asked for at a time (default 4)"
-    )
-    group.add_argument(
-        "--search-keep",
-        type=int,
-        metavar="K",
-        help=f"cells of a walk that --seeds confirm (default {KEEP})",
-    )
-
-
-def read_request(options: argparse.Namespace) -> Request | None:
-    """Return what the command asks of a search, or None; raises `UsageError` for contradictions."""
-    given = {name: getattr(options, name) for name in FLAGS if getattr(options, name) is not None}
-    over = given.get("over", OVER[0])
-    if options.search is None and given:
-        raise UsageError(f"{FLAGS[next(iter(given))]} does nothing without --search optuna")
-    if over == "recipes" and options.grid is None:
-        raise UsageError("--grid is missing; only --search optuna --over blocks finds its own")
-    if options.search is None:
-        return None
-    if options.search not in METHODS:
-        raise unknown("search", options.search, METHODS)
-    if over not in OVER:
-        raise unknown("thing to search over", over, OVER)
-    _refuse_contradictions(over, given, options)
-    names = ("trials", "seeds", "generation")
-    wanted = {name: given[f"search_{name}"] for name in names if f"search_{name}" in given}
-    return Request(
-        over=over,
-        budget=Budget(**wanted),
-        space=given.get("search_space"),
-        keep=given.get("search_keep", KEEP),
-    )
-
-
-def _refuse_contradictions(
-    over: str, given: Mapping[str, Any], options: argparse.Namespace
-) -> None:
-    other = "search_space" if over == "blocks" else "search_keep"
-    if other in given:
-        raise UsageError(f"{FLAGS[other]} does nothing with --over {over}")
-    if given.get("search_keep", KEEP) < 1:
-        raise UsageError(f"--search-keep must be at least 1, got {given['search_keep']}")
-    if over == "blocks" and options.grid not in (None, FOUND):
-        raise UsageError(f"--over blocks finds its own grid: leave --grid {options.grid} out")
-    if over == "blocks" and (options.primary or options.cells):
-        raise UsageError("--primary and --cells name cells, which --over blocks has yet to find")
 
 
 def base_grid(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:

@@ -47,21 +47,19 @@ def usual_looks(last: int) -> tuple[int, ...]:
     return check_looks([*(look for look in earlier if look < last), last])
 
 
-def choose_looks(race: bool, given: str | None, seeds: int | None) -> tuple[int, ...]:
+def choose_looks(race: bool, asked: Sequence[int] | None, seeds: int | None) -> tuple[int, ...]:
     """Return the looks of a command, none unless it races; raises `UsageError` if at odds."""
     if not race:
-        if given is not None:
-            raise UsageError(f"--looks {given}: looks are for a race; add --race")
+        if asked is not None:
+            words = ",".join(map(str, asked))
+            raise UsageError(f"--looks {words}: looks are for a race; add --race")
         return ()
-    if given is None:
+    if asked is None:
         return usual_looks(USUAL_LAST if seeds is None else seeds)
-    try:
-        numbers = [int(part) for part in given.split(",")]
-    except ValueError:
-        raise UsageError(f"--looks {given!r}: write numbers of seeds, as in 3,5,8") from None
-    looks = check_looks(numbers)
+    looks = check_looks(asked)
     if seeds not in (None, looks[-1]):
-        raise UsageError(f"--looks {given} ends with {looks[-1]} seeds, but --seeds is {seeds}")
+        words = ",".join(map(str, looks))
+        raise UsageError(f"--looks {words} ends with {looks[-1]} seeds, but --seeds is {seeds}")
     return looks
 
 

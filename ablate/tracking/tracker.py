@@ -39,7 +39,7 @@ class Tracker:
     As a context it is open in the block; a block that `close` does not end ends the study's run as
     failed, or as killed by Ctrl-C, and the writer in any case.
     ``models`` is whether trials' models are copied too; None: those of at most 64 MiB. ``remedy``
-    says what brings the store up to date, for what `ablate sync` takes for no study, and ``note`` is of
+    says what brings the store up to date, for what `ablate sync` takes not, and ``note`` is of
     the launch where the study's plan has none.
     """
 
@@ -62,7 +62,7 @@ class Tracker:
         self.remedy = remedy or f"the same command again, or {again},"
         self.runs = StudyRuns(plan, ledger, uri, models=models, note=note)
         self.jobs: dict[str, Job] = {}  # by what they write: a later one replaces an earlier one
-        self.lock, self.closing, self.stopped = (
+        self.lock, self.closing, self.halt = (
             threading.Lock(),
             threading.Event(),
             threading.Event(),
@@ -85,7 +85,7 @@ class Tracker:
             self._drain()
         elif kind is not None:  # Ctrl-C while `close` waited, whose end is yet to be written
             self._drain()
-        self.stopped.set()
+        self.halt.set()
 
     def open(self) -> None:
         """Begin to connect, and to copy what the ledger has."""
@@ -107,6 +107,10 @@ class Tracker:
     def failed(self, trial: Trial, reason: str) -> None:
         """Mark the trial's run as failed, with the reason."""
         self._put(trial.key, partial(self.runs.failed, trial, reason))
+
+    def stopped(self, trial: Trial, step: int) -> None:
+        """Copy what a trial's curve has to where ASHA stopped it; its run ends with the study's."""
+        self._put(trial.key, partial(self.runs.measured, trial))
 
     def sync(self) -> None:
         """Copy every result in the ledger that the store does not have yet."""
@@ -137,7 +141,7 @@ class Tracker:
         self.closing.set()
         while self.writer.is_alive() and time.monotonic() - self.progress < self.patience:
             self.writer.join(timeout=0.1)
-        self.stopped.set()
+        self.halt.set()
         with self.lock:
             behind = bool(self.jobs) or self.writer.is_alive() or bool(self.refused)
         if behind:
@@ -154,10 +158,10 @@ class Tracker:
     def _write(self) -> None:
         """Write in rounds until all is written and the study has ended, or the store fails then."""
         pause = INTERVAL
-        while not self.stopped.is_set():
+        while not self.halt.is_set():
             last = self.closing.is_set()  # all jobs were there before
             emptied = self._round()
-            if last or self.stopped.is_set():
+            if last or self.halt.is_set():
                 return
             pause = INTERVAL if emptied else min(2 * pause, LONGEST_PAUSE)
             self.closing.wait(pause)
@@ -165,7 +169,7 @@ class Tracker:
     def _round(self) -> bool:
         """Do what there is to do; returns False where the store takes nothing."""
         self._sample()
-        while not self.stopped.is_set():
+        while not self.halt.is_set():
             with self.lock:
                 if not self.jobs:
                     return True

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from samples import draw, foreign_tokenizer, open_clip_state
 
-from ablate.cli import caption, convert
+from ablate.cli.command import main
 from assemblies import load
 
 
@@ -29,16 +29,16 @@ def test_an_open_clip_checkpoint_can_caption(
         parallel = {f"module.{name}": tensor for name, tensor in state.items()}
         torch.save({"state_dict": parallel, "epoch": 3} if form == "checkpoint" else state, weights)
     out = str(tmp_path / "coca")
-    assert convert.main([str(weights), out, "--tokenizer", tokenizer]) == 0
+    assert main(["convert", str(weights), out, "--tokenizer", tokenizer]) == 0
     assert "context 12" in capsys.readouterr().out
     model = load(out)
     assert model.cell.text.cls == "end_legacy"
     assert torch.equal(model.text.tokens.weight, state["text.token_embedding.weight"])
     picture = tmp_path / "a.png"
     picture.write_bytes(draw("red", "square", 3))
-    assert caption.main(["--checkpoint", out, str(picture)]) == 0
+    assert main(["caption", "--checkpoint", out, str(picture)]) == 0
     assert capsys.readouterr().out.startswith(f"{picture}: ")
-    assert convert.main([str(weights), out, "--tokenizer", tokenizer]) == 2
+    assert main(["convert", str(weights), out, "--tokenizer", tokenizer]) == 2
     assert "holds a checkpoint already" in capsys.readouterr().err
 
 
@@ -55,7 +55,7 @@ def test_no_code_of_a_pickle_is_run(
     (tmp_path / "evil.bin").write_bytes(pickle.dumps({"a": Hostile()}))
     torch.save({"a": Hostile()}, tmp_path / "evil.pt")
     for name in ("evil.bin", "evil.pt"):
-        assert convert.main([name, "out", "--tokenizer", tokenizer]) == 2
+        assert main(["convert", name, "out", "--tokenizer", tokenizer]) == 2
         err = capsys.readouterr().err
         assert f"cannot read weights '{name}'" in err
         assert len(err.splitlines()) == 1
@@ -74,7 +74,7 @@ def test_mistakes_are_one_line(
         ("nothing.pt", "holds no state dict"),
     ):
         arguments = [str(tmp_path / weights), str(tmp_path / "out"), "--tokenizer", tokenizer]
-        assert convert.main(arguments) == 2
+        assert main(["convert", *arguments]) == 2
         err = capsys.readouterr().err
         assert message in err
         assert len(err.splitlines()) == 1

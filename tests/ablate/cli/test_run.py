@@ -17,10 +17,10 @@ import pytest
 from samples import SMALL
 from studies import finish, planned
 
+from ablate.cli.command import main
 from ablate.cli.console import make_console
-from ablate.cli.options import parse_settings
-from ablate.cli.run import main
 from ablate.cli.run_study import Launch, tell_where
+from ablate.cli.settings import parse_looks, parse_settings
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan, write_plan
 from ablate.core.study_identity import keep_plan, outdated, refuse_other_study
@@ -176,7 +176,7 @@ def test_mlflow_out_of_reach_does_not_stop_a_study(shapes: str, tmp_path: Path) 
 def test_plan_prints_and_writes_nothing(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments(shapes, tmp_path, grid="swaps"), "--plan"]) == 0
+    assert main(["run", *arguments(shapes, tmp_path, grid="swaps"), "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "6 cells x 3 seeds = 18 trials" in shown
     assert not (tmp_path / "study").exists()
@@ -213,7 +213,7 @@ def test_mistakes_exit_with_2_and_write_nothing(
     more: list[str], message: str, shapes: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert main([*arguments(shapes, tmp_path), *more]) == 2
+    assert main(["run", *arguments(shapes, tmp_path), *more]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -228,7 +228,7 @@ def test_bad_data_exits_with_2(
 ) -> None:
     if name != "missing.tar":
         (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"noise" * 999)
-    assert main(arguments(f"webdataset:{tmp_path / name}", tmp_path)) == 2
+    assert main(["run", *arguments(f"webdataset:{tmp_path / name}", tmp_path)]) == 2
     assert re_search(name, capsys.readouterr().err)
     assert not (tmp_path / "study").exists()
 
@@ -243,7 +243,7 @@ def test_a_study_in_use_names_its_owner(
     from ablate.core.ledger import Ledger
 
     with Ledger(tmp_path / "study").locked():
-        assert main(arguments(shapes, tmp_path)) == 2
+        assert main(["run", *arguments(shapes, tmp_path)]) == 2
     assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
 
 
@@ -254,6 +254,8 @@ def test_settings_are_literals_or_text() -> None:
     }  # fmt: skip
     with pytest.raises(UsageError):
         parse_settings(["=3"])
+    with pytest.raises(UsageError, match="as in 3,5,8"):
+        parse_looks(["3,five"])
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -308,7 +310,7 @@ def test_another_study_in_the_directory_is_refused(
     plan = make_plan("paper", "nano", 1, settings, default_registry(), [])
     write_plan(plan, tmp_path / "study", {})
     (tmp_path / "study/trials").mkdir()
-    assert main(arguments(shapes, tmp_path)) == 2
+    assert main(["run", *arguments(shapes, tmp_path)]) == 2
     assert "was run with " in (error := capsys.readouterr().err)
     assert "steps=7, now 6" in error
     assert "--study" in error

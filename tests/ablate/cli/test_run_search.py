@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import signal
@@ -12,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import options_of
 from rich.console import Console
 from samples import SMALL
 from tracked import runs_of
 
-from ablate.cli.options import parser
-from ablate.cli.run import main
+from ablate.cli.command import main
 from ablate.cli.run_search import Searching, log_walk, running
 from ablate.cli.run_study import Launch
 from ablate.core.ledger import Ledger
@@ -164,7 +163,7 @@ def test_mistakes_exit_with_2_and_write_nothing(
     more: list[str], message: str, shapes: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert main(arguments(shapes, tmp_path, *more)) == 2
+    assert main(["run", *arguments(shapes, tmp_path, *more)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -175,20 +174,16 @@ def test_mistakes_exit_with_2_and_write_nothing(
 @pytest.mark.parametrize("flag", ["--over=blocks", "--search-trials=3", "--search-keep=1"])
 def test_flags_of_a_search_do_nothing_without_one(flag: str) -> None:
     with pytest.raises(UsageError, match=f"{flag.partition('=')[0]} does nothing without --search"):
-        read_request(parsed("--grid", "paper", flag))
-
-
-def parsed(*given: str) -> argparse.Namespace:
-    return parser().parse_args(given)
+        read_request(options_of("--grid", "paper", flag))
 
 
 def test_what_is_asked_for() -> None:
-    assert read_request(parsed("--grid", "paper")) is None
-    assert read_request(parsed("--grid", "paper", "--search", "optuna")) == Request(
+    assert read_request(options_of("--grid", "paper")) is None
+    assert read_request(options_of("--grid", "paper", "--search", "optuna")) == Request(
         over="recipes", budget=Budget()
     )
     numbers = ("--search-trials=9", "--search-seeds=2", "--search-generation=3", "--search-keep=5")
-    walk = parsed("--search", "optuna", "--over", "blocks", *numbers)
+    walk = options_of("--search", "optuna", "--over", "blocks", *numbers)
     assert read_request(walk) == Request(
         over="blocks", budget=Budget(trials=9, seeds=2, generation=3), keep=5
     )
@@ -198,12 +193,12 @@ def test_a_plan_says_what_the_search_trains(
     shapes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--grid", "paper", "--search-trials", "5", "--search-seeds", "2", "--plan"]
-    assert main([*arguments(shapes, tmp_path, *more), "--no-measure"]) == 0
+    assert main(["run", *arguments(shapes, tmp_path, *more), "--no-measure"]) == 0
     shown = capsys.readouterr().out
     assert "first 20 trainings of 6 steps, 10 for each of 2 cells, tune lr=" in shown
     assert "and 20 trainings of the search" in shown
     walk = ["--over", "blocks", "--search-trials", "7", "--plan", "--no-measure"]
-    assert main(arguments(shapes, tmp_path, *walk)) == 0
+    assert main(["run", *arguments(shapes, tmp_path, *walk)]) == 0
     assert "first a walk of 7 trainings of 6 steps" in capsys.readouterr().out
     assert not (tmp_path / "study").exists()
 
@@ -229,7 +224,7 @@ def test_a_walk_alone_is_in_mlflow_with_its_versions_and_data(
     shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, ledger = walked(shapes, tmp_path)
-    log_walk(plan, ledger, Launch(mlflow=store, arguments=("--over", "blocks")), [])
+    log_walk(plan, ledger, Launch(mlflow=store, command="python -m ablate.run --over blocks"), [])
     assert capsys.readouterr().err == ""
     (parent,) = runs_of(store, "study").values()
     assert parent.info.status == "FINISHED"

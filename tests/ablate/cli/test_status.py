@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablate.cli import status
+from ablate.cli.command import main
 from ablate.core.ledger import Ledger
 from ablate.core.search_results import Outcome, write_outcomes
 
@@ -26,13 +26,13 @@ def test_a_search_is_shown_before_its_study_begins(
     }
     write_outcomes(found, tmp_path)
     with Ledger(tmp_path).locked():
-        assert status.main([str(tmp_path)]) == 0
+        assert main(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "search: baseline: 2 done, lowest validation CoCa loss 3.5000",
         "search: grr: 1 done, lowest validation CoCa loss none yet",
         "the search comes before the trials; a process is running it",
     ]
-    assert status.main([str(tmp_path), "--json"]) == 0
+    assert main(["status", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "study": str(tmp_path),
         "running": False,
@@ -44,22 +44,22 @@ def test_a_search_is_shown_before_its_study_begins(
         "trials": [],
     }
     (tmp_path / "search.json").write_text('[{"subject": 1}]')
-    assert status.main([str(tmp_path)]) == 2
+    assert main(["status", str(tmp_path)]) == 2
     assert "is not one of ours" in capsys.readouterr().err
 
 
 def test_a_search_is_shown_before_its_first_generation_is_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status.main([str(tmp_path)]) == 2
+    assert main(["status", str(tmp_path)]) == 2
     assert "is no study" in capsys.readouterr().err
     write_outcomes({}, tmp_path)
     with Ledger(tmp_path).locked():
-        assert status.main([str(tmp_path)]) == 0
+        assert main(["status", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "search: no generation is over yet",
         "the search comes before the trials; a process is running it",
     ]
-    assert status.main([str(tmp_path), "--json"]) == 0
+    assert main(["status", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["search"], found["trials"]) == ({}, [])

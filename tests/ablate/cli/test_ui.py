@@ -17,13 +17,13 @@ import browser
 import pytest
 from samples import SMALL, shapes_rows, write_shard
 
-from ablate.cli.ui import busy, main, serve
+from ablate.cli.command import main
+from ablate.cli.ui import busy, serve
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
 from ablate.core.provenance import launch_note
 from ablate.planning.planner import make_plan
 from ablate.report.build import write_report
-from ablate.tracking import sync
 from ablate.tracking.mlflow_store import without_user
 from ablate.tracking.mlflow_views import compare_link, runs_filter, runs_link
 from ablate.training.stages import run_trial
@@ -42,17 +42,17 @@ def test_without_a_store_it_says_what_to_do(
         ("--mlflow", "http://127.0.0.1:9"): "does not answer (Connection refused)",
     }
     for arguments, message in cases.items():
-        assert main(arguments) == 2
+        assert main(["ui", *arguments]) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mlflow.db").touch()
     store = ("--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
-    assert main([*store, "--port", "99999"]) == 2
+    assert main(["ui", *store, "--port", "99999"]) == 2
     assert "--port must be from 1 to 65535" in capsys.readouterr().err
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert main([*store, "--port", str(taken.getsockname()[1])]) == 2
+        assert main(["ui", *store, "--port", str(taken.getsockname()[1])]) == 2
     assert "is in use" in capsys.readouterr().err
 
 
@@ -80,7 +80,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str]:
             pass
     write_report(plan, ledger)
     store = f"sqlite:///{folder}/mlflow.db"
-    assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
+    assert main(["sync", str(ledger.directory), "--mlflow", store]) == 0
     return plan, store
 
 
@@ -120,7 +120,7 @@ def test_the_ui_answers_on_loopback_and_leaves_nothing(
         assert all(link.startswith("http://127.0.0.1:") for link in links.values())
         assert "viewStateShareKey=trials-" in links["cells compared"]
         place = links["cells compared"].partition("/#")[0].removeprefix("http://")
-        assert main(["--mlflow", f"http://me:secret@{place}"]) == 0
+        assert main(["ui", "--mlflow", f"http://me:secret@{place}"]) == 0
         shown = capsys.readouterr().out
         assert links["cells compared"] in shown
         assert "secret" not in shown
@@ -189,7 +189,7 @@ def test_links_to_a_server_hold_no_password(capsys: pytest.CaptureFixture[str]) 
     for store in ("http://me:secret@127.0.0.1:9", "ftp://me:secret@127.0.0.1/x.db",
                   "http://me:secret@", "postgresql://me:secret@127.0.0.1:word/db",
                   "mysql+nosuch://me:secret@127.0.0.1/db", "http://me:secret@[/"):  # fmt: skip
-        assert main(["--mlflow", store]) == 2
+        assert main(["ui", "--mlflow", store]) == 2
         shown = capsys.readouterr()
         assert "secret" not in shown.out + shown.err
         assert shown.err.startswith("error: ")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ablate.cli.options import parse_stages
 from samples import SMALL, shapes_rows, small, write_shard
 
 from ablate.analysis.results import make_results
-from ablate.cli import status
-from ablate.cli.options import parse_stages
+from ablate.cli.command import main
 from ablate.core.finetuning import finetunings, name_of
 from ablate.core.ledger import Ledger
 from ablate.core.plan import write_plan
@@ -238,7 +238,7 @@ def test_the_report_has_the_papers_table(
     write_plan(plan, tmp_path, {})
     for job in plan.trials[:-1]:
         finish(job, tmp_path)
-    assert status.main([str(tmp_path), "--json"]) == 0
+    assert main(["status", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [s["done"] for t in found["trials"] for s in t["stages"].values()] == 9 * [True] + 3 * [
         False
@@ -255,7 +255,7 @@ def test_the_report_has_the_papers_table(
     mean = (by_metric["early/coca"].estimate + by_metric["late/coca"].estimate) / 2
     assert by_metric["finetune/coca"].estimate == pytest.approx(mean)
     assert "as the mean of 2 fine-tunings it is -0.75%" in report.opening[0]
-    assert status.main([str(tmp_path)]) == 0
+    assert main(["status", str(tmp_path)]) == 0
     assert "4 of 4 trials done, 0 failed; no process is running it" in capsys.readouterr().out
     refuse_other_study(planned(shapes, others[:1]), ledger)  # a set less is the same study
     with pytest.raises(UsageError, match="finetune:early lr="):
@@ -284,20 +284,20 @@ def test_status_tells_failures_and_half_done_stages(
     ledger.folder(plan.trials[1]).mkdir(parents=True)
     ledger.record_failure(plan.trials[1], "Traceback\nDivergedError: loss nan at step 3\n")
     with ledger.locked():
-        assert status.main([str(tmp_path)]) == 1
+        assert main(["status", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "step 2 of 4" in shown
     assert "DivergedError: loss nan at step 3" in shown
     assert "0 of 4 trials done, 1 failed; a process is running it" in shown
-    assert status.main([str(tmp_path / "nowhere")]) == 2
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "is no study" in capsys.readouterr().err
     shutil.copy(tmp_path / "study.json", tmp_path / "old.json")
     for path in (tmp_path / "study.json", ""):
-        assert status.main([str(path)]) == 2
+        assert main(["status", str(path)]) == 2
         assert "is no study" in capsys.readouterr().err
     (tmp_path / "study.json").write_text("{bad")
-    assert status.main([str(tmp_path)]) == 2
+    assert main(["status", str(tmp_path)]) == 2
     assert "study.json': " in capsys.readouterr().err
     (tmp_path / "study.json").write_text('{"grid": "paper", "trials": {"a": "key"}}')
-    assert status.main([str(tmp_path)]) == 2
+    assert main(["status", str(tmp_path)]) == 2
     assert "another version" in capsys.readouterr().err

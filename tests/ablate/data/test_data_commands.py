@@ -14,7 +14,7 @@ from packings import as_folder, as_parquet, items
 from PIL import Image
 from samples import draw
 
-from ablate.cli.data import main
+from ablate.cli.command import main
 from ablate.data import open_pairs
 
 COMMAND = [sys.executable, "-m", "ablate", "data"]
@@ -27,12 +27,12 @@ def folder(tmp_path: Path) -> str:
 
 def test_inspect_counts_what_is_there(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     (Path(folder.removeprefix("folder:")) / "00000/000005.png").write_bytes(b"broken")
-    assert main(["inspect", folder, "--size", "24"]) == 0
+    assert main(["data", "inspect", folder, "--size", "24"]) == 0
     words = capsys.readouterr().out
     assert "199 pairs (train" in words
     assert "captions: 398, of which 398 distinct; per pair 2 to 2, mean 2.00" in words
     assert "skipped: 1 x image cannot be decoded (first: '00000/000005')" in words
-    assert main(["inspect", folder, "--size", "24", "--json"]) == 0
+    assert main(["data", "inspect", folder, "--size", "24", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     pairs = open_pairs(folder, 24)
     assert facts["fingerprint"] == pairs.fingerprint
@@ -47,7 +47,7 @@ def test_inspect_shows_sets_that_a_study_refuses(
 ) -> None:
     for i in range(5):
         (Path(folder.removeprefix("folder:")) / f"00000/00000{i}.png").write_bytes(b"broken")
-    assert main(["inspect", folder, "--size", "24"]) == 1
+    assert main(["data", "inspect", folder, "--size", "24"]) == 1
     words = capsys.readouterr().out
     assert "195 pairs" in words
     assert "would refuse this set: 2.5% of its pairs cannot be used, and at most 1%" in words
@@ -56,12 +56,15 @@ def test_inspect_shows_sets_that_a_study_refuses(
 def test_inspect_counts_draws_of_a_weighted_mixture(
     folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", f"mixture:train=3*{folder}", "--size", "24"]) == 0
+    assert main(["data", "inspect", f"mixture:train=3*{folder}", "--size", "24"]) == 0
     assert "an epoch of training draws 600 pairs" in capsys.readouterr().out
 
 
 def test_the_contact_sheet_shows_pairs(folder: str, tmp_path: Path) -> None:
-    assert main(["inspect", folder, "--size", "24", "--sheet", str(tmp_path / "sheet.png")]) == 0
+    assert (
+        main(["data", "inspect", folder, "--size", "24", "--sheet", str(tmp_path / "sheet.png")])
+        == 0
+    )
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
     assert min(pixels.shape[:2]) > 500
@@ -70,12 +73,16 @@ def test_the_contact_sheet_shows_pairs(folder: str, tmp_path: Path) -> None:
 
 
 def test_pack_keeps_everything_but_the_size(folder: str, tmp_path: Path) -> None:
-    assert main(["pack", folder, str(tmp_path / "out"), "--size", "24", "--shard", "64"]) == 0
+    assert (
+        main(["data", "pack", folder, str(tmp_path / "out"), "--size", "24", "--shard", "64"]) == 0
+    )
     names = sorted(path.name for path in (tmp_path / "out").glob("*.tar"))
     assert names == [f"{i:05d}.tar" for i in range(4)]
     packed, source = (open_pairs(u, 24) for u in (f"webdataset:{tmp_path}/out/*.tar", folder))
     assert packed.fingerprint == source.fingerprint
-    assert main(["pack", folder, str(tmp_path / "twin"), "--size", "24", "--shard", "64"]) == 0
+    assert (
+        main(["data", "pack", folder, str(tmp_path / "twin"), "--size", "24", "--shard", "64"]) == 0
+    )
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
 
@@ -107,7 +114,7 @@ def test_pack_counts_what_it_skips_also_when_run_again(
     for i in range(5):
         (Path(folder.removeprefix("folder:")) / f"00000/00000{i}.png").write_bytes(b"broken")
     for _ in range(2):
-        assert main(["pack", folder, str(tmp_path / "out"), "--size", "24"]) == 2
+        assert main(["data", "pack", folder, str(tmp_path / "out"), "--size", "24"]) == 2
         said = capsys.readouterr().err
         assert "5 of 200 pairs cannot be used (5 x image cannot be decoded" in said
 
@@ -116,19 +123,19 @@ def test_a_pack_is_not_mixed_with_anything_else(
     folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "out")
-    assert main(["pack", folder, out, "--size", "24"]) == 0
-    assert main(["pack", folder, out, "--size", "32"]) == 2
+    assert main(["data", "pack", folder, out, "--size", "24"]) == 0
+    assert main(["data", "pack", folder, out, "--size", "32"]) == 2
     assert "holds a pack of size=24, now 32; name another" in capsys.readouterr().err
     other = Path(folder.removeprefix("folder:")) / "00000/000000.png"
     other.write_bytes(draw("blue", "frame", 3))
-    assert main(["pack", folder, out, "--size", "24"]) == 2
+    assert main(["data", "pack", folder, out, "--size", "24"]) == 2
     assert "before a change" in capsys.readouterr().err
-    assert main(["pack", folder, str(other.parent), "--size", "24"]) == 2
+    assert main(["data", "pack", folder, str(other.parent), "--size", "24"]) == 2
     assert "is neither empty nor a pack" in capsys.readouterr().err
-    assert main(["pack", folder, str(other), "--size", "24"]) == 2
+    assert main(["data", "pack", folder, str(other), "--size", "24"]) == 2
     assert "is a file; name a directory" in capsys.readouterr().err
     mixture = f"mixture:2*{folder}"
-    assert main(["pack", mixture, str(tmp_path / "mixed"), "--size", "24"]) == 2
+    assert main(["data", "pack", mixture, str(tmp_path / "mixed"), "--size", "24"]) == 2
     assert "a pack has no weights" in capsys.readouterr().err
 
 
@@ -146,7 +153,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        code = main(arguments)
+        code = main(["data", *arguments])
     except SystemExit as leaving:
         code = int(str(leaving.code))
     assert code == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import options_of
 from packings import (
     as_coco,
     as_csv,
@@ -21,9 +22,7 @@ from packings import (
     write_images,
 )
 
-from ablate.cli.data import main
-from ablate.cli.options import parse_settings
-from ablate.cli.run import parser as run_parser
+from ablate.cli.command import main
 from ablate.data import open_pairs
 
 DOCUMENT = Path(__file__).parents[3] / "docs/data.md"
@@ -75,11 +74,10 @@ def test_the_commands_of_the_document_run(
         if command[0] == "cd":
             monkeypatch.chdir(command[1])
         elif command[:3] == ["python", "-m", "ablate.run"]:
-            options = run_parser().parse_args(command[3:])
-            open_pairs(parse_settings(options.set)["data"], 16)
+            open_pairs(options_of(*command[3:]).set["data"], 16)
         else:
-            assert command[:3] == ["python", "-m", "ablate", "data"]
+            assert command[:2] == ["ablate", "data"]
             small = [] if "--size" in command else ["--size", "16"]
-            assert main([*command[3:], *small]) == 0, command
+            assert main([*command[1:], *small]) == 0, command
             assert "skipped: " not in capsys.readouterr().out, command
     assert len(commands) > 12

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 
 import pytest
+from commands import options_in, options_of
 from samples import SMALL
 
-from ablate.cli.options import parser, smaller_command, split_names
+from ablate.cli.run import smaller
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
 from ablate.core.study_identity import _left_out, refuse_other_study
@@ -173,22 +173,20 @@ def test_a_proposal_is_a_command_that_means_it(plan: Plan) -> None:
     given = ["--grid", "full", "--pla", "--seeds=9", "--see", "5", "--noise-floor", "--budget",
              "1h", "--cells", "a,b", "--set", "lr=0.1"]  # fmt: skip
     one = Proposal(cells=("baseline", "grr norm=x(a=1,b=2)"), seeds=3, seconds=1, dropped=("c",))
-    command = shlex.split(smaller_command(given, one))
-    assert command[:3] == ["python", "-m", "ablate.run"]
-    options = parser().parse_args(command[3:])
+    options = options_in(smaller(options_of(*given), one).command)
     assert (options.seeds, options.plan, options.noise_floor) == (3, False, False)
-    assert (options.budget, options.set) == ("1h", ["lr=0.1"])
-    assert split_names(options.cells) == one.cells
+    assert (options.budget, options.set) == ("1h", {"lr": 0.1})
+    assert options.cells == one.cells
     fewer = dataclasses.replace(one, dropped=())
-    options = parser().parse_args(shlex.split(smaller_command(given, fewer))[3:])
-    assert (options.seeds, options.noise_floor, options.cells) == (3, True, "a,b")
+    options = options_in(smaller(options_of(*given), fewer).command)
+    assert (options.seeds, options.noise_floor, options.cells) == (3, True, ("a", "b"))
 
 
 @pytest.mark.parametrize("looks", [["--looks", "3,5,8"], ["--loo=3,5,8"]])
 def test_a_proposal_for_a_race_runs(plan: Plan, looks: list[str]) -> None:
     given = ["--grid", "full", "--race", *looks, "--budget", "1h"]
     fewer = Proposal(cells=(), seeds=5, seconds=1, dropped=())
-    options = parser().parse_args(shlex.split(smaller_command(given, fewer))[3:])
+    options = options_in(smaller(options_of(*given), fewer).command)
     assert choose_looks(bool(options.race), options.looks, options.seeds) == (3, 5)
 
 
@@ -196,7 +194,7 @@ def test_a_proposal_for_a_race_runs(plan: Plan, looks: list[str]) -> None:
 def test_a_proposal_of_the_fewest_seeds_is_no_race(race: list[str]) -> None:
     fewest = Proposal(cells=(), seeds=3, seconds=1, dropped=())
     for given in ([*race, "--grid", "full"], ["--grid", "full", *race]):
-        options = parser().parse_args(shlex.split(smaller_command(given, fewest))[3:])
+        options = options_in(smaller(options_of(*given), fewest).command)
         assert choose_looks(bool(options.race), options.looks, options.seeds) == ()
         assert options.grid == "full"
 

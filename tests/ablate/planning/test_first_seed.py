@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 
 import pytest
+from commands import options_in, options_of
 from samples import SMALL
 from studies import LAUNCH, finish, planned
 
 from ablate.analysis.results import make_results
-from ablate.cli.options import parser, smaller_command
-from ablate.cli.run import main
+from ablate.cli.command import main
+from ablate.cli.run import smaller
 from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, Plan, read_plan, write_plan
 from ablate.core.study_identity import refuse_other_study
@@ -81,7 +81,7 @@ def test_a_budget_counts_seeds_from_the_first(shapes: str) -> None:
     assert found is not None
     assert (found.seeds, found.seconds) == (4, STARTUP + 80)
     given = ["--grid", "paper", "--seeds", "5", "--first-seed", "7", "--budget", "85s"]
-    options = parser().parse_args(shlex.split(smaller_command(given, found))[3:])
+    options = options_in(smaller(options_of(*given), found).command)
     assert (options.seeds, options.first_seed) == (4, 7)
 
 
@@ -113,12 +113,12 @@ def test_the_command_says_the_first_seed(
     where = ["--study", str(tmp_path / "study"), "--mlflow", f"sqlite:///{tmp_path}/mlflow.db"]
     given = ["--grid", "paper", "--stages", "pretrain", *where, *settings]
     given += ["--first-seed", "6", "--plan", "--no-measure"]
-    assert main([*given, "--json"]) == 0
+    assert main(["run", *given, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["seeds"], found["first_seed"]) == (3, 6)
-    assert main([*given, "--asha"]) == 0  # it compares whatever trials there are
+    assert main(["run", *given, "--asha"]) == 0  # it compares whatever trials there are
     capsys.readouterr()
-    assert main([*given, "--race"]) == 2
+    assert main(["run", *given, "--race"]) == 2
     assert "the looks of a race count seeds from 0; leave one of them out" in (
         capsys.readouterr().err
     )

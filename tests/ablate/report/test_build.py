@@ -14,8 +14,7 @@ from studies import HOSTILE, finish, planned
 
 from ablate.analysis.losses import stage_losses
 from ablate.analysis.results import effects_csv, make_results
-from ablate.cli.bundle import main as bundle
-from ablate.cli.report import main
+from ablate.cli.command import main
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
 from ablate.core.records import read_examples
@@ -71,7 +70,7 @@ def test_a_report_is_remade_from_the_ledger_alone_byte_by_byte(
     study, _, _ = copied(reported, tmp_path / "full")
     for name in names:
         (study / name).unlink()
-    assert main([str(study)]) == 0
+    assert main(["report", str(study)]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("baseline -> grr improves")
     assert f"report: {study / 'report.html'}" in shown
@@ -96,8 +95,8 @@ def test_a_bundle_of_a_study_holds(
     reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, _, _ = copied(reported, tmp_path / "full")
-    assert bundle([str(study), str(tmp_path / "full.zip")]) == 0
-    assert bundle(["--verify", str(tmp_path / "full.zip")]) == 0
+    assert main(["bundle", str(study), str(tmp_path / "full.zip")]) == 0
+    assert main(["verify", str(tmp_path / "full.zip")]) == 0
     assert "holds" in capsys.readouterr().out
 
 
@@ -119,7 +118,7 @@ def test_a_study_with_nothing_finished_has_a_readable_report(
 ) -> None:
     plan, ledger = planned(tmp_path / "empty", shapes, seeds=2)
     ledger.record_failure(plan.trials[0], "Traceback\nDivergedError: loss <nan> at step 3\n")
-    assert main([str(tmp_path / "empty")]) == 0
+    assert main(["report", str(tmp_path / "empty")]) == 0
     assert capsys.readouterr().out.startswith("WARNING FAILED: baseline with seed 0;")
     text = (tmp_path / "empty/report.md").read_text(encoding="utf-8")
     assert "No result for baseline seed 0: DivergedError: loss &lt;nan> at step 3" in text
@@ -192,7 +191,7 @@ def test_hostile_cell_names_are_text_everywhere(shapes: str, tmp_path: Path) -> 
 
 def test_effects_as_json_are_json(reported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in reported.iterdir()}
-    assert main([str(reported), "--json"]) == 0
+    assert main(["report", str(reported), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["effects"][0]["contrast"] == "baseline -> grr"
     assert found["noise"][0]["contrast"] == "baseline -> baseline again"
@@ -207,7 +206,7 @@ def test_numbers_that_are_not_finite_are_null(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=1)
     finish(plan, ledger)
-    assert main([str(tmp_path), "--json"]) == 0
+    assert main(["report", str(tmp_path), "--json"]) == 0
     effect = json.loads(capsys.readouterr().out)["effects"][0]
     assert effect["low"] is None
     assert "-inf" in effects_csv(make_results(plan, ledger).effects)
@@ -218,22 +217,21 @@ def test_two_studies_side_by_side(
 ) -> None:
     plan, ledger = planned(tmp_path / "more", shapes, seeds=8)
     finish(plan, ledger)
-    both = ["--compare", str(reported), str(tmp_path / "more")]
-    assert main(both) == 0
+    both = [str(reported), str(tmp_path / "more")]
+    assert main(["compare", *both]) == 0
     assert "over 8 seeds together" in capsys.readouterr().out
-    assert main([*both, "--out", str(tmp_path / "out")]) == 0
+    assert main(["compare", *both, "--out", str(tmp_path / "out")]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.md"}
     assert "one experiment" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ([], "name one STUDY"),
-    (["nowhere"], "'nowhere' is no study"),
-    (["STUDY", "--out", "x"], "--out is for --compare"),
-    (["STUDY", "--compare", "STUDY", "STUDY"], "name one STUDY"),
-    (["--compare", "STUDY", "STUDY"], "is given twice"),
-    (["--compare", "STUDY", "nowhere"], "'nowhere' is no study"),
-    (["--compare", "STUDY", "nowhere", "--json"], "--json is for one study"),
+    (["report", "nowhere"], "'nowhere' is no study"),
+    (["report", "STUDY", "--out", "x"], "no option named '--out'"),
+    (["report", "STUDY", "STUDY"], "unexpected"),
+    (["compare", "STUDY", "STUDY"], "is given twice"),
+    (["compare", "STUDY", "nowhere"], "'nowhere' is no study"),
+    (["compare", "STUDY", "nowhere", "--json"], "no option named '--json'"),
 ])  # fmt: skip
 def test_bad_usage_exits_with_2(
     arguments: list[str], message: str, reported: Path, capsys: pytest.CaptureFixture[str]
@@ -251,8 +249,8 @@ def test_a_directory_that_cannot_be_written_is_named(
 ) -> None:
     copied(reported, tmp_path / "other")
     (tmp_path / "file").write_text("")
-    both = ["--compare", str(reported), str(tmp_path / "other")]
-    assert main([*both, "--out", str(tmp_path / "file")]) == 2
+    both = [str(reported), str(tmp_path / "other")]
+    assert main(["compare", *both, "--out", str(tmp_path / "file")]) == 2
     assert "cannot write into" in capsys.readouterr().err
 
 
@@ -343,7 +341,7 @@ def test_a_plan_cannot_name_files_outside_of_its_study(
     data = json.loads((tmp_path / "study.json").read_text())
     data["trials"][0]["stages"][1][field] = value
     (tmp_path / "study.json").write_text(json.dumps(data))
-    assert main([str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     assert "has a stage with a folder outside of it" in capsys.readouterr().err
 
 
@@ -361,9 +359,9 @@ def test_figures_that_cannot_be_written_are_no_traceback(
     (study / "effects.png").unlink()
     (study / "effects.png").mkdir()  # stands in for a disk that is full or read-only
     (study / "effects.png/in the way").write_text("")
-    assert main([str(study)]) == 2
+    assert main(["report", str(study)]) == 2
     assert "cannot write into" in capsys.readouterr().err
-    assert bundle([str(study), str(tmp_path / "full.zip")]) == 2
+    assert main(["bundle", str(study), str(tmp_path / "full.zip")]) == 2
     assert "cannot write into" in capsys.readouterr().err
 
 
@@ -372,6 +370,6 @@ def test_a_comparison_overwrites_no_study(
 ) -> None:
     study, _, _ = copied(reported, tmp_path / "other")
     before = (study / "report.md").read_bytes()
-    assert main(["--compare", str(reported), str(study), "--out", str(study)]) == 2
+    assert main(["compare", str(reported), str(study), "--out", str(study)]) == 2
     assert "holds a study" in capsys.readouterr().err
     assert (study / "report.md").read_bytes() == before

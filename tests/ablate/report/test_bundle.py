@@ -12,7 +12,7 @@ import pytest
 from samples import SMALL
 from studies import finish, planned
 
-from ablate.cli.bundle import main
+from ablate.cli.command import main
 from ablate.core.records import EXAMPLES_FILE as EXAMPLES
 from ablate.core.records import read_record
 from ablate.planning.planner import make_plan
@@ -31,7 +31,7 @@ def bundle(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan, ledger = planned(directory / "paper", shapes, grid="paper", seeds=3)
     finish(plan, ledger)
     (directory / "paper/own.svg").write_text("a user's own, which is left alone")
-    assert main([str(directory / "paper"), str(directory / "paper.zip")]) == 0
+    assert main(["bundle", str(directory / "paper"), str(directory / "paper.zip")]) == 0
     return directory / "paper.zip"
 
 
@@ -75,7 +75,7 @@ def replaced(name: str, old: str, new: str) -> Callable[[Files], None]:
 def test_an_honest_bundle_holds_and_says_what_was_not_recomputed(
     bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--verify", str(bundle)]) == 0
+    assert main(["verify", str(bundle)]) == 0
     assert "not recomputed: PNG pictures, environment.txt" in capsys.readouterr().out
 
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_recomputed_is_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = forged(bundle, tmp_path / "x.zip", change, signed)
-    assert main(["--verify", str(out)]) == 1
+    assert main(["verify", str(out)]) == 1
     shown = capsys.readouterr().out
     assert words in shown
     assert "/tmp" not in shown.replace(str(tmp_path), "")
@@ -182,7 +182,7 @@ def test_a_manifest_of_other_types_is_no_bundle(
     def change(files: Files) -> None:
         files[MANIFEST] = manifest
 
-    assert main(["--verify", str(forged(bundle, tmp_path / "x.zip", change, signed=False))]) == 2
+    assert main(["verify", str(forged(bundle, tmp_path / "x.zip", change, signed=False))]) == 2
     assert "is no bundle: " in capsys.readouterr().err
 
 
@@ -194,7 +194,7 @@ def test_sizes_are_summed_before_anything_is_read(
         own = archive.getinfo(MANIFEST).file_size
     monkeypatch.setattr("ablate.report.verify_bundle.MAX_BYTES", size - own)
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
-    assert main(["--verify", str(bundle)]) == 2
+    assert main(["verify", str(bundle)]) == 2
 
 
 def member(content: bytes, name: str) -> tuple[int, int]:
@@ -228,7 +228,7 @@ def test_a_member_that_cannot_be_read_is_named(
     content = bytearray(bundle.read_bytes())
     damage(content)
     (tmp_path / "x.zip").write_bytes(content)
-    assert main(["--verify", str(tmp_path / "x.zip")]) == 1
+    assert main(["verify", str(tmp_path / "x.zip")]) == 1
     shown = capsys.readouterr().out
     assert re.search(r"- report.md cannot be read: ", shown)
     assert "- report.md is missing" in shown

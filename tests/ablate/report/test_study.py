@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import math
 import subprocess
@@ -10,14 +12,15 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from commands import options_in
 from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from samples import SMALL
 from studies import finish, planned
 
 import ablate
-from ablate.cli import keywords
-from ablate.cli.options import parse_settings, parser
+from ablate.cli.run_options import RunOptions
+from ablate.core.plan import Plan
 from blocks import UsageError
 
 ROOT = Path(__file__).parents[3]
@@ -36,9 +39,9 @@ def study(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> ablate.Study
 def test_importing_the_package_is_light_and_has_what_it_names() -> None:
     code = (
         "import ablate, json, sys; names = sorted(sys.modules)\n"
-        "import ablate.launch\n"
+        "import ablate.run\n"
         "from ablate import Study, run\n"
-        "assert callable(run) and callable(run.main) and run is ablate.run\n"
+        "assert callable(run) and run is ablate.run and run.__name__ == 'run'\n"
         "print(json.dumps(names))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -107,32 +110,43 @@ def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
 
 
 def test_keyword_arguments_are_the_flags() -> None:
-    given = {
-        "grid": "full", "seeds": 6, "plan": True, "quiet": False, "study": None,
-        "noise_floor": False, "smallest_effect": 0.5, "plugin": ["a.py", "b"],
-        "set": {"lr": 0.002, "text.norm": "rmsnorm", "tokenizer": "3", "clip": math.inf},
-    }  # fmt: skip
-    arguments = keywords.command_line(parser(), given)
-    assert arguments[:4] == ["--grid=full", "--seeds=6", "--plan", "--no-noise-floor"]
-    options = keywords.parse(parser(), arguments)
-    assert (options.grid, options.seeds, options.plan) == ("full", 6, True)
-    assert (options.output, options.study, options.noise_floor) == ("auto", None, False)
-    assert options.smallest_effect == 0.5
-    assert options.plugin == ["a.py", "b"]
-    assert parse_settings(options.set) == given["set"]
+    options = RunOptions(
+        grid="full", seeds=6, plan=True, quiet=False, study=None, noise_floor=False,
+        smallest_effect=0.5, plugin=("a.py", "b"), race=True, looks=(3, 6), cells=("x(a=1,b=2)",),
+        set={"lr": 0.002, "text.norm": "rmsnorm", "tokenizer": "3", "clip": math.inf},
+    )  # fmt: skip
+    assert options.command.startswith("python -m ablate.run --grid=full --seeds=6 ")
+    assert options_in(options.command) == options
+    assert options.race == "improvements"
+
+
+def test_the_signature_is_the_declaration() -> None:
+    parameters = inspect.signature(ablate.run).parameters
+    assert list(parameters) == [field.name for field in dataclasses.fields(RunOptions)]
+    assert parameters["seeds"].annotation == "int | None"
+    for field in dataclasses.fields(RunOptions):
+        assert f"{field.name}: {field.metadata['flag'].help}" in str(ablate.run.__doc__)
+
+
+def test_a_plan_is_returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = ablate.run("smoke", seeds=2, plan=True, no_measure=True, quiet=True)
+    assert isinstance(plan, Plan)
+    assert [trial.name for trial in plan.trials] == ["baseline", "grr"] * 2
 
 
 @pytest.mark.parametrize(("given", "message"), [
     ({"sedes": 3}, "no argument named 'sedes'; did you mean 'seeds'"),
     ({"help": True}, "no argument named 'help'"),
-    ({"seeds": [1, 2]}, r"seeds takes one value, got \[1, 2\]"),
-    ({"seeds": "six"}, "argument --seeds: invalid int value: 'six'"),
-    ({"seeds": True}, "argument --seeds: expected one argument"),
-    ({"plan": "yes"}, "plan is True or False, got 'yes'"),
-    ({"quiet": True, "json": True}, "not allowed with"),
+    ({"seeds": [1, 2]}, r"seeds: .* integer, got \[1, 2\]"),
+    ({"seeds": "six"}, "seeds: .* integer, got 'six'"),
+    ({"seeds": True}, "seeds: .* integer, got True"),
+    ({"plan": "yes"}, "plan: .* boolean, got 'yes'"),
+    ({"plugin": "a.py"}, "plugin: .*, got 'a.py'"),
+    ({"quiet": True, "json": True}, "choose one"),
     ({"grid": "ful"}, "did you mean 'full'"),
     ({"set": {"stpes": 3}}, "did you mean 'steps'"),
-    ({"set": "lr"}, "write FIELD=VALUE"),
+    ({"set": "lr"}, "set: .* mapping, got 'lr'"),
     ({"mlflow": "foo://bar"}, "cannot log to --mlflow"),
     ({"study": __file__}, "is a file; name a directory"),
 ])  # fmt: skip

@@ -177,18 +177,17 @@ def test_looks_of_a_command() -> None:
     assert choose_looks(False, None, 6) == ()
     assert choose_looks(True, None, None) == (3, 5, 8)
     assert choose_looks(True, None, 12) == (3, 5, 8, 12)
-    assert choose_looks(True, "4,9", None) == choose_looks(True, "4,9", 9) == (4, 9)
+    assert choose_looks(True, (4, 9), None) == choose_looks(True, (4, 9), 9) == (4, 9)
 
 
 @pytest.mark.parametrize(("race", "looks", "seeds", "message"), [
-    (False, "3,5", None, "add --race"),
-    (True, "3,five", None, "as in 3,5,8"),
-    (True, "3,5", 8, "ends with 5 seeds, but --seeds is 8"),
-    (True, "5,3", None, "looks must be"),
+    (False, (3, 5), None, "add --race"),
+    (True, (3, 5), 8, "ends with 5 seeds, but --seeds is 8"),
+    (True, (5, 3), None, "looks must be"),
     (True, None, 3, "looks must be"),
 ])  # fmt: skip
 def test_looks_at_odds_are_refused(
-    race: bool, looks: str | None, seeds: int | None, message: str
+    race: bool, looks: tuple[int, ...] | None, seeds: int | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         choose_looks(race, looks, seeds)

@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from tracked import Study, effects_of, runs_of, track, wait_until
 
+from ablate.cli.command import main
 from ablate.tracking import sync
 from ablate.tracking.mlflow_store import check_store, schema_revisions
 from ablate.tracking.tracker import Tracker
@@ -184,7 +185,7 @@ def test_a_server_that_comes_late_takes_the_whole_study(
         (parent,) = runs_of(uri, "study").values()
         client = MlflowClient(tracking_uri=uri)
         assert len(client.list_artifacts(parent.info.run_id, "report")) == 2
-        assert sync.main([str(ledger.directory), "--mlflow", uri]) == 0
+        assert main(["sync", str(ledger.directory), "--mlflow", uri]) == 0
 
 
 @pytest.mark.slow

@@ -18,12 +18,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 from tracked import Study, effects_of, runs_of, track, wait_until
 
+from ablate.cli.command import main
 from ablate.cli.run_study import Launch, run_study
 from ablate.core.ledger import Ledger
 from ablate.core.search_results import Outcome, write_outcomes
 from ablate.core.trial import Trial
 from ablate.stats.effects import Effect
-from ablate.tracking import mlflow_batches, sync
+from ablate.tracking import mlflow_batches
 from ablate.tracking.mlflow_views import TAG, view_key
 from ablate.tracking.tracker import Tracker
 from blocks import UsageError
@@ -137,7 +138,7 @@ def test_what_is_sent_again_changes_nothing(study: Study, store: str, tmp_path: 
     for child in noted[store]["children"].values():
         child |= {"step": 0, "final": False, "described": False}
     (ledger.directory / "mlflow.json").write_text(json.dumps(noted))
-    assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
+    assert main(["sync", str(ledger.directory), "--mlflow", store]) == 0
     assert contents(file) == before
 
 
@@ -243,7 +244,7 @@ def test_no_call_waits_for_a_locked_store(study: Study, store: str, tmp_path: Pa
     assert f"ablate sync {ledger.directory} --mlflow {store}" in said[-1]
     tracker.writer.join(timeout=60)
     assert not tracker.writer.is_alive()
-    assert sync.main([str(ledger.directory), "--mlflow", store]) == 0
+    assert main(["sync", str(ledger.directory), "--mlflow", store]) == 0
     assert {run.info.status for run in runs_of(store, "trial").values()} == {"FINISHED"}
 
 
@@ -297,18 +298,18 @@ def test_sync_fills_a_fresh_store_and_then_has_nothing_to_do(
     _, ledger = study
     store, file = f"sqlite:///{tmp_path}/fresh.db", tmp_path / "fresh.db"
     command = [str(ledger.directory), "--mlflow", store]
-    assert sync.main(command) == 0
+    assert main(["sync", *command]) == 0
     shown = capsys.readouterr().out
     assert "brought up to date 4 of 4 trials, 2 of 2 files of the report, effects: 1" in shown
     before = contents(file)
-    assert sync.main(command) == 0
+    assert main(["sync", *command]) == 0
     assert "0 of 4 trials, 0 of 2 files of the report, effects: 0" in capsys.readouterr().out
     assert contents(file) == before
     client = MlflowClient(tracking_uri=store)
     lost = next(iter(runs_of(store, "trial").values()))
     client.delete_run(lost.info.run_id)
     (ledger.directory / "report.md").write_text("# Another report")
-    assert sync.main(command) == 0
+    assert main(["sync", *command]) == 0
     assert "1 of 4 trials, 1 of 2 files of the report, effects: 0" in capsys.readouterr().out
     assert lost.info.run_name in runs_of(store, "trial")
 
@@ -317,15 +318,15 @@ def test_sync_tells_what_it_cannot_do(
     study: Study, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, ledger = study
-    assert sync.main([str(tmp_path)]) == 2
+    assert main(["sync", str(tmp_path)]) == 2
     assert "is no study" in capsys.readouterr().err
-    assert sync.main([str(ledger.directory), "--mlflow", "http://127.0.0.1:9"]) == 1
+    assert main(["sync", str(ledger.directory), "--mlflow", "http://127.0.0.1:9"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "MLflow store http://127.0.0.1:9: does not answer (Connection refused)"
     ]
     client = MlflowClient(tracking_uri=store)
     client.delete_experiment(client.create_experiment("coca-blocks"))
-    assert sync.main([str(ledger.directory), "--mlflow", store]) == 1
+    assert main(["sync", str(ledger.directory), "--mlflow", store]) == 1
     assert "was deleted; restore it with `mlflow experiments restore" in capsys.readouterr().err
     with ledger.locked():
         owner = subprocess.run(
@@ -346,7 +347,7 @@ def test_a_study_at_odds_with_itself_is_not_the_stores_problem(
         sorted(one.rglob("*.jsonl")), sorted(other.rglob("*.jsonl")), strict=True
     ):
         shutil.copy(curve, copy)
-    assert sync.main([str(ledger.directory), "--mlflow", store]) == 2
+    assert main(["sync", str(ledger.directory), "--mlflow", store]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cells 'baseline' and 'grr' have identical curves with seed 0")
     assert contents(tmp_path / "mlflow.db") == before

@@ -8,7 +8,7 @@ import pytest
 import torch
 from samples import draw, png, shapes_rows, small, write_shard
 
-from ablate.cli import caption, score
+from ablate.cli.command import main
 from ablate.core.recipe import Recipe, with_fields
 from ablate.core.trial import make_trial
 from ablate.data import open_pairs, open_tokenizer
@@ -52,7 +52,7 @@ def test_a_trained_model_names_what_it_sees(
     trained: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--checkpoint", str(trained), *map(str, pictures), "--json"]
-    assert caption.main(arguments) == 0
+    assert main(["caption", *arguments]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == [str(path) for path in pictures]
     for line, colour in zip(lines, ("red", "green", "blue"), strict=True):
@@ -76,10 +76,10 @@ def test_the_best_of_draws_fits_better_than_a_draw(
 
     assert all((value(chosen) >= value(draw) - 1e-5).all() for draw in draws)
     arguments = ["--checkpoint", str(trained), *map(str, pictures), "--best-of", "5", "--json"]
-    assert caption.main(arguments) == 0
+    assert main(["caption", *arguments]) == 0
     said = [json.loads(line)["caption"] for line in capsys.readouterr().out.splitlines()]
     assert said == chosen
-    assert caption.main([*arguments, "--beams", "3"]) == 2
+    assert main(["caption", *arguments, "--beams", "3"]) == 2
     assert "leave the other decoding options" in capsys.readouterr().err
     with pytest.raises(UsageError, match="draws must be at least 1"):
         best_of(captioner, shown, 0)
@@ -109,10 +109,10 @@ def test_captions_do_not_depend_on_the_company(
     trained: Path, pictures: list[Path], flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--checkpoint", str(trained), *flags]
-    assert caption.main([*arguments, *map(str, pictures)]) == 0
+    assert main(["caption", *arguments, *map(str, pictures)]) == 0
     together = capsys.readouterr().out.splitlines()
     assert all(line.startswith(f"{p}: ") for p, line in zip(pictures, together, strict=True))
-    assert caption.main([*arguments, str(pictures[0])]) == 0
+    assert main(["caption", *arguments, str(pictures[0])]) == 0
     assert capsys.readouterr().out.splitlines() == together[:1]
 
 
@@ -121,7 +121,7 @@ def test_a_bad_picture_is_named_and_the_others_are_captioned(
 ) -> None:
     pictures[1].write_bytes(b"no picture")
     missing = pictures[0].parent / "missing.png"
-    status = caption.main(["--checkpoint", str(trained), *map(str, [*pictures, missing])])
+    status = main(["caption", "--checkpoint", str(trained), *map(str, [*pictures, missing])])
     found = capsys.readouterr()
     assert status == 1
     assert len(found.out.splitlines()) == 2
@@ -139,7 +139,7 @@ def test_mistakes_are_one_line_and_exit_2(
     trained: Path, pictures: list[Path], flags: list[str], message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert caption.main([str(pictures[0]), "--checkpoint", str(trained), *flags]) == 2
+    assert main(["caption", str(pictures[0]), "--checkpoint", str(trained), *flags]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -164,7 +164,7 @@ def test_score_gives_what_the_trial_measured(
     trained: Path, shapes: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--checkpoint", str(trained), "--data", shapes, "--batch", "20", "--json"]
-    assert score.main(arguments) == 0
+    assert main(["score", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     record = json.loads((trained.parent / "result.json").read_text())["metrics"]
     for name, value in found.items():
@@ -180,7 +180,7 @@ def test_a_set_of_one_split_can_be_scored(
                 for n, c in shapes_rows(60)]  # fmt: skip
     data = f"webdataset:{write_shard(tmp_path / 'held.tar', held_out)}"
     arguments = ["--checkpoint", str(trained), "--data", data, "--batch", "20"]
-    assert score.main(arguments) == 0
+    assert main(["score", *arguments]) == 0
     assert "perplexity" in capsys.readouterr().out
 
 
@@ -193,10 +193,10 @@ def test_zero_shot_finds_the_colour(
             path = tmp_path / "classes" / colour / f"{i}.png"
             path.write_bytes(draw(colour, ("square", "bar", "frame")[i % 3], 5 + i))
     arguments = ["--checkpoint", str(trained), "--zero-shot", str(tmp_path / "classes"), "--json"]
-    assert score.main([*arguments, "--template", "a {} square", "--template", "a {} bar"]) == 0
+    assert main(["score", *arguments, "--template", "a {} square", "--template", "a {} bar"]) == 0
     assert json.loads(capsys.readouterr().out)["zero_shot_top1"] > 0.8
     (tmp_path / "classes/red/bad.png").write_bytes(b"no picture")
-    assert score.main(arguments) == 1
+    assert main(["score", *arguments]) == 1
     found = capsys.readouterr()
     assert "zero_shot_top1" in found.out
     assert "bad.png': image cannot be decoded" in found.err
@@ -215,7 +215,7 @@ def test_zero_shot_finds_the_colour(
 def test_score_explains_mistakes(
     trained: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score.main(["--checkpoint", str(trained), *flags]) == 2
+    assert main(["score", "--checkpoint", str(trained), *flags]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1

@@ -8,7 +8,7 @@ import pytest
 from studies import finish, planned
 
 from ablate.analysis.results import make_results
-from ablate.cli.bundle import main
+from ablate.cli.command import main
 from ablate.core.metrics import LABELS
 from ablate.core.records import read_examples
 from ablate.figures import cell_figures
@@ -81,7 +81,7 @@ def test_a_study_of_one_objective_is_reported_bundled_and_verified(
         study, shapes, grid=grid, seeds=3, sources=[shapes], changed={"objective": objective}
     )
     finish(plan, ledger)
-    assert main([str(study), str(out)]) == 0
+    assert main(["bundle", str(study), str(out)]) == 0
     assert verify(out) == []
     missing = {"search"} if grid == "full" else {"search", "shapley", "interactions"}
     assert {path.stem for path in study.glob("*.svg")} == set(DRAWINGS) - missing
