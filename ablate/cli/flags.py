@@ -45,6 +45,9 @@ class Flag:
     read: Callable[[list[str]], Any] | None = None
     """Turns all values of a flag that may be repeated into the field's value."""
 
+    separator: str = ""
+    """What may stand between values given at once, where the flag takes several."""
+
 
 def flag(default: Any, help: str, **details: Any) -> Any:
     """Return a dataclass field that is a flag; mappings and sequences are repeatable flags."""
@@ -91,13 +94,13 @@ def from_command_line(declaration: type[T], options: argparse.Namespace) -> T:
 def to_command_line(value: Any) -> list[str]:
     """Return the words of a command line that mean a declaration's value."""
     words: list[str] = []
-    for field, _, kind in _flags(type(value)):
+    for field, details, kind in _flags(type(value)):
         given = getattr(value, field.name)
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if given != default and given is not None:
-            words += _words(spell(field.name), given, kind)
+            words += _words(spell(field.name), given, kind, details)
     return words
 
 
@@ -157,14 +160,21 @@ def require_types(declaration: type, keywords: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}: {reason[0].lower()}{reason[1:]}, got {value!r}") from None
 
 
-def _words(name: str, value: Any, kind: type) -> list[str]:
-    if kind is bool and isinstance(value, bool):
+def _words(name: str, value: Any, kind: type, details: Flag) -> list[str]:
+    """Return the words that give a flag its value."""
+    if kind is bool:
         return [name if value else name.replace("--", "--no-", 1)]
+    if value == details.constant:
+        return [name]
     if isinstance(value, Mapping):
-        return [f"{name}={key}={_literal(item)}" for key, item in value.items()]
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [f"{name}={item}" for item in value]
-    return [f"{name}={value}"]
+        texts = [f"{key}={_literal(item)}" for key, item in value.items()]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        texts = [str(item) for item in value]
+        texts = [details.separator.join(texts)] if details.separator else texts
+    else:
+        texts = [str(value)]
+    # A value that looks like a flag has to be tied to its own.
+    return [w for t in texts for w in ([f"{name}={t}"] if t.startswith("-") else [name, t])]
 
 
 def _literal(value: Any) -> str:

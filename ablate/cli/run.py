@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ablate.cli.console import make_console
-from ablate.cli.flags import from_command_line
+from ablate.cli.flags import from_command_line, to_command_line
 from ablate.cli.run_options import RunOptions
 from ablate.cli.search_options import read_request
 from ablate.cli.stages import parse_stages
@@ -102,7 +102,7 @@ def _run(
     from ablate.cli.run_study import Launch, run_study  # with all that draws; a plan does without
 
     launch = Launch(
-        command=options.command,
+        arguments=tuple(to_command_line(options)),
         plugins=plugins,
         mlflow=options.mlflow,
         models=options.models,

@@ -66,6 +66,7 @@ class RunOptions:
         "numbers of seeds at interim looks; the last one is --seeds",
         metavar="3,5,8",
         read=parse_looks,
+        separator=",",
     )
     asha: bool = flag(
         False,
@@ -80,7 +81,11 @@ class RunOptions:
         read=tuple,
     )  # fmt: skip
     cells: Sequence[str] = flag(
-        [], "train these cells of the grid only", metavar="NAME,NAME,...", read=split_names
+        [],
+        "train these cells of the grid only",
+        metavar="NAME,NAME,...",
+        read=split_names,
+        separator=",",
     )
     plan: bool = flag(
         False, "print what would run, how long it takes and what it can show, and stop"

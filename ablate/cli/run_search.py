@@ -167,7 +167,7 @@ def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) 
         launch.mlflow,
         warn,
         remedy="the same command again",  # `ablate.tracking.sync` takes studies
-        note=launch_note(launch.command),
+        note=launch_note(launch.arguments),
     ) as tracker:
         tracker.close([], paths, [])
 

@@ -35,8 +35,8 @@ DONE, SOME_FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 class Launch:
     """How a study is run: what changes none of its numbers."""
 
-    command: str = ""
-    """The command line that asks for the same, for the record."""
+    arguments: tuple[str, ...] = ()
+    """The words of a command line that ask for the same, for the record."""
 
     plugins: tuple[str, ...] = ()
     """Files (absolute) and modules whose blocks workers register."""
@@ -76,7 +76,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
         refuse_other_study(plan, ledger)
         _warn_of_earlier_runs(plan, ledger)
-        write_plan(plan, ledger.directory, launch_note(launch.command))
+        write_plan(plan, ledger.directory, launch_note(launch.arguments))
         left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
         if done := len(plan.trials) - len(left):
             console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")

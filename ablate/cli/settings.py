@@ -41,7 +41,8 @@ def split_names(texts: Sequence[str]) -> tuple[str, ...]:
 
 def parse_looks(texts: Sequence[str]) -> tuple[int, ...]:
     """Return the numbers of seeds that ``3,5,8`` means."""
+    text = ",".join(texts)
     try:
-        return tuple(int(part) for part in texts[-1].split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"--looks {texts[-1]!r}: write numbers of seeds, as in 3,5,8") from None
+        raise UsageError(f"--looks {text!r}: write numbers of seeds, as in 3,5,8") from None

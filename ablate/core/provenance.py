@@ -22,13 +22,14 @@ SECRET_FIELD = re.compile(
 )
 
 
-def launch_note(command: str) -> dict[str, Any]:
+def launch_note(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what is to be known of one launch of a study, as plain data."""
+    # Before they are quoted, which would make a password harder to find.
+    words = map(without_passwords, arguments)
     now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
     return {
         "date": now.isoformat(),
-        # Word by word: quoted, a password would be harder to find.
-        "command": shlex.join(map(without_passwords, shlex.split(command))),
+        "command": shlex.join(["python", "-m", "ablate.run", *words]),
         "git": git_state(Path(__file__).parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

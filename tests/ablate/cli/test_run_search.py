@@ -19,11 +19,12 @@ from tracked import runs_of
 from ablate.cli.command import main
 from ablate.cli.run_search import Searching, log_walk, running
 from ablate.cli.run_study import Launch
+from ablate.cli.search_options import read_request
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
 from ablate.core.search_results import Outcome, read_outcomes, write_outcomes
 from ablate.planning.planner import make_plan
-from ablate.search.request import FIRST_SEED, Budget, Request, base_grid, read_request
+from ablate.search.request import FIRST_SEED, Budget, Request, base_grid
 from ablate.tracking.tracker import Tracker
 from blocks import UsageError, default_registry
 
@@ -224,7 +225,7 @@ def test_a_walk_alone_is_in_mlflow_with_its_versions_and_data(
     shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, ledger = walked(shapes, tmp_path)
-    log_walk(plan, ledger, Launch(mlflow=store, command="python -m ablate.run --over blocks"), [])
+    log_walk(plan, ledger, Launch(mlflow=store, arguments=("--over", "blocks")), [])
     assert capsys.readouterr().err == ""
     (parent,) = runs_of(store, "study").values()
     assert parent.info.status == "FINISHED"

@@ -172,13 +172,13 @@ def test_the_command_line_shows_no_traceback() -> None:
 
 def test_a_terminal_sees_a_bar_and_a_log_sees_lines(folder: str, tmp_path: Path) -> None:
     command = [*COMMAND, "pack", folder, "", "--size", "24", "--shard", "100"]
-    command[5] = str(tmp_path / "log")
+    command[6] = str(tmp_path / "log")
     logged = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert [line.split(" (")[0] for line in logged.splitlines()] == [
         "00000.tar: 100 pairs, 0 skipped", "00001.tar: 100 pairs, 0 skipped",
     ]  # fmt: skip
     assert "\x1b" not in logged
-    command[5] = str(tmp_path / "terminal")
+    command[6] = str(tmp_path / "terminal")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
     process.communicate()
