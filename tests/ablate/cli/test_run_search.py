@@ -245,7 +245,7 @@ def test_a_store_that_lacks_a_walk_is_brought_up_to_date_by_the_same_command(
     error = " ".join(capsys.readouterr().err.split())
     assert "the same command again brings MLflow up to date" in error
     assert "lacks part of this study; the same command again brings it up to date" in error
-    assert "ablate.sync" not in error
+    assert "ablate sync" not in error
 
 
 class Interrupted(Tracker):
@@ -285,6 +285,7 @@ def test_a_search_has_a_record_from_its_start_and_tells_what_it_lacks(
         settings={},
         replan=pytest.fail,
         confirms=False,
+        confirming=str,
     )
     with running(searching, frozenset()):
         assert json.loads((tmp_path / "search.json").read_text()) == []

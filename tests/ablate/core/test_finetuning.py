@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablate.cli.options import parse_stages
 from samples import SMALL, shapes_rows, small, write_shard
 
 from ablate.analysis.results import make_results
 from ablate.cli.command import main
+from ablate.cli.stages import parse_stages
 from ablate.core.finetuning import finetunings, name_of
 from ablate.core.ledger import Ledger
 from ablate.core.plan import write_plan

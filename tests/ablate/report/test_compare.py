@@ -35,7 +35,8 @@ def plain(shapes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("declared", "words"), [
-    (StudyOptions(looks=(3, 6)), "races, whose seeds came by what was seen: looks at none and 3, 6"),
+    (StudyOptions(looks=(3, 6)),
+     "races, whose seeds came by what was seen: looks at none and 3, 6"),
     (StudyOptions(exploratory=True),
      "exploratory, trials were stopped early: not and exploratory"),
 ])  # fmt: skip

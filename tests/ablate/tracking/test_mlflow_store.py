@@ -131,7 +131,7 @@ def test_a_server_of_another_version_is_told_once_and_one_that_fails_stops_nothi
         track(plan, ledger, uri, said)
     assert "has version 2.1.0, this study 3." in said[0]
     assert "The study goes on" in said[1]
-    assert "ablate.sync" in said[2]
+    assert "ablate sync" in said[2]
     assert len(said) == 3
 
 

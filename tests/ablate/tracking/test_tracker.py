@@ -257,7 +257,7 @@ def test_one_thing_that_the_store_refuses_holds_up_nothing_else(
     damaged.write_text('{"step": 1, "train/loss": "many"}\n')
     track(plan, ledger, store, said)
     assert "could not convert" in said[0]
-    assert "ablate.sync" in said[1]
+    assert "ablate sync" in said[1]
     statuses = {name: run.info.status for name, run in runs_of(store, "trial").items()}
     assert sorted(statuses.values()) == ["FINISHED", "FINISHED", "FINISHED", "KILLED"]
 
