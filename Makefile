@@ -22,7 +22,7 @@ check: install ## lint, format and types
 	$(VENV)/bin/mypy
 
 ui: install ## the MLflow UI on loopback
-	$(RUN) -m ablate.ui
+	$(RUN) -m ablate ui
 
 install: $(VENV)/installed
 

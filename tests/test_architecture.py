@@ -26,6 +26,18 @@ ONLY_IMPORTER = {
     "mlflow": {"ablate/tracking/mlflow_store.py", "ablate/tracking/mlflow_batches.py"},
     "optuna": {f"ablate/search/{name}.py" for name in ("engine", "blocks", "recipes", "space")},
 }
+# The rooms of ablate, storey by storey: a room may import those of lower storeys, and of its own
+# storey what `NEIGHBOURS` names. Above them are only `__init__`, `__main__`, `run`, `interface`.
+STOREYS = (
+    {"core"},
+    {"data", "stats"},
+    {"training", "analysis", "search"},
+    {"planning", "execution", "figures", "report", "tracking"},
+    {"driver"},
+    {"cli"},
+)
+NEIGHBOURS = {("report", "figures")}
+MOST_LINES_OF_A_ROOM = 2200
 FILES = sorted(p for name in OURS for p in (ROOT / name).rglob("*.py") if "build" not in p.parts)
 
 
@@ -52,6 +64,86 @@ def test_dependencies_point_one_way(path: Path) -> None:
         third_party = found - set(sys.stdlib_module_names) - set(OURS)
         allowed = {"torch", "pluggy", "xformers"}
         assert third_party <= (allowed | {"pytest"} if path.name == "testing.py" else allowed)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    """Return the rooms of ablate that a file imports from."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module]
+    return {name.split(".")[1] for name in names if name.startswith("ablate.")}
+
+
+def against_the_order(room: str, imported: set[str]) -> set[str]:
+    """Return the rooms that a room must not import from, of those that it does."""
+    storey = {name: number for number, names in enumerate(STOREYS) for name in names}
+    return {
+        other
+        for other in imported - {room}
+        if storey[other] >= storey[room] and (room, other) not in NEIGHBOURS
+    }
+
+
+ROOMS = sorted(path.parent.name for path in ROOT.glob("ablate/*/__init__.py"))
+
+
+def test_every_room_has_a_storey() -> None:
+    assert sorted(room for storey in STOREYS for room in storey) == ROOMS
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_downwards(room: str) -> None:
+    for path in (ROOT / "ablate" / room).rglob("*.py"):
+        wrong = against_the_order(room, rooms_imported(path))
+        assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(wrong)}"
+
+
+def test_an_import_against_the_order_is_found(tmp_path: Path) -> None:
+    planted = tmp_path / "effects.py"
+    source = (ROOT / "ablate/stats/effects.py").read_text(encoding="utf-8")
+    planted.write_text(f"{source}\nfrom ablate.report.build import write_report\n")
+    assert against_the_order("stats", rooms_imported(planted)) == {"report"}
+    assert against_the_order("figures", {"report"}) == {"report"}
+    assert against_the_order("report", {"figures", "core"}) == set()
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Return the modules of ablate that a file imports from, as dotted names."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {
+        f"{node.module}.{alias.name}"
+        if (ROOT / node.module.replace(".", "/") / f"{alias.name}.py").exists()
+        else node.module
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ablate.")
+        for alias in node.names
+    }
+
+
+def test_modules_import_in_no_circle() -> None:
+    files = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in ROOT.glob("ablate/*/*.py")
+    }
+    arrows = {name: modules_imported(path) & files.keys() for name, path in files.items()}
+    while leaves := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows, f"circles among {', '.join(sorted(arrows))}"
+
+
+def test_rooms_stay_small() -> None:
+    lines = {
+        room: sum(
+            len(path.read_text(encoding="utf-8").splitlines())
+            for path in (ROOT / "ablate" / room).rglob("*.py")
+        )
+        for room in ROOMS
+    }
+    assert {room: n for room, n in lines.items() if n > MOST_LINES_OF_A_ROOM} == {}
+
+
+def test_tests_mirror_the_rooms() -> None:
+    assert sorted(path.name for path in (ROOT / "tests/ablate").iterdir() if path.is_dir()
+                  and not path.name.startswith("__")) == ROOMS  # fmt: skip
 
 
 @pytest.mark.parametrize("package", ["blocks", "assemblies"])

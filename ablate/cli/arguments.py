@@ -13,7 +13,8 @@ from pathlib import Path
 
 import blocks.__main__
 from ablate.cli.flags import add_flags
-from ablate.cli.run_options import DEFAULT_STORE, RunOptions
+from ablate.cli.run_options import RunOptions
+from ablate.tracking import DEFAULT_STORE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ablate.cli.console import tell_report
 from ablate.core.plan import STUDY_FILE
+from ablate.driver.console import tell_report
 from ablate.report.build import write_document
 from ablate.report.compare import compare_studies
 from ablate.report.render import markdown

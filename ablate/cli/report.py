@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from ablate.analysis.results import make_results
-from ablate.cli.console import tell_report
 from ablate.core.ledger import Ledger
 from ablate.core.plan import read_plan
+from ablate.driver.console import tell_report
 from ablate.report.build import as_json, write_report
 
 DONE = 0

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ablate.cli.console import make_console
 from ablate.cli.flags import from_command_line, to_command_line
 from ablate.cli.run_options import RunOptions
 from ablate.cli.search_options import read_request
@@ -20,6 +19,7 @@ from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.resources import ProbeConditions, Scheduling, choose_resources
+from ablate.driver.console import make_console
 from ablate.execution.ray_cluster import find_nodes, worker_environment
 from ablate.planning.budget import Proposal, parse_duration
 from ablate.planning.forecast import Forecast, forecast, known
@@ -99,7 +99,10 @@ def _run(
     forecasts: Mapping[str, Forecast],
 ) -> int:
     """Run or continue the plan, after its search if it has one; return the exit code."""
-    from ablate.cli.run_study import Launch, run_study  # with all that draws; a plan does without
+    from ablate.driver.run_study import (  # with all that draws; a plan does without
+        Launch,
+        run_study,
+    )
 
     launch = Launch(
         arguments=tuple(to_command_line(options)),
@@ -112,7 +115,7 @@ def _run(
     )
     if request is None:
         return run_study(plan, ledger, launch, console)
-    from ablate.cli.run_search import Searching, run_searched  # with Optuna
+    from ablate.driver.run_search import Searching, run_searched  # with Optuna
 
     searching = Searching(
         request=request,

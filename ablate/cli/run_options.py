@@ -9,9 +9,9 @@ from typing import Any
 
 from ablate.cli.flags import command, flag
 from ablate.cli.settings import parse_looks, parse_settings, split_names
+from ablate.tracking import DEFAULT_STORE
 from blocks.errors import UsageError
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
 PROGRAM = ("python", "-m", "ablate.run")
 SCHEDULING = "scheduling: changes no result (docs/cluster.md)"
 SEARCH = "search before the seeds run (docs/search.md)"

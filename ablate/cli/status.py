@@ -11,11 +11,11 @@ from typing import Any
 from rich.table import Table
 
 from ablate.analysis.losses import needed_trials, race_so_far
-from ablate.cli.console import make_console
 from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.core.search_results import RECORD, best, read_outcomes
 from ablate.core.trial import Stage, Trial
+from ablate.driver.console import make_console
 
 DONE, SOME_FAILED = 0, 1
 

@@ -25,7 +25,6 @@ from ablate.core.provenance import without_passwords
 from blocks import UsageError
 
 EXPERIMENT = "coca-blocks"
-DEFAULT_STORE = "sqlite:///mlflow.db"
 SQLITE = "sqlite:///"
 SERVERS = ("http://", "https://")
 DATABASES = ("postgresql", "mysql", "mssql")

@@ -18,12 +18,12 @@ from samples import SMALL
 from studies import finish, planned
 
 from ablate.cli.command import main
-from ablate.cli.console import make_console
-from ablate.cli.run_study import Launch, tell_where
 from ablate.cli.settings import parse_looks, parse_settings
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan, write_plan
 from ablate.core.study_identity import keep_plan, outdated, refuse_other_study
+from ablate.driver.console import make_console
+from ablate.driver.run_study import Launch, tell_where
 from ablate.planning.planner import make_plan
 from blocks import UsageError, default_registry
 

@@ -14,13 +14,13 @@ from samples import SMALL
 
 from ablate.analysis.losses import needed_trials, race_so_far, stage_losses
 from ablate.analysis.results import StudyResults
-from ablate.cli.run_study import run_looks
 from ablate.core.files import write_json
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import DECISIVE
 from ablate.core.plan import Plan, read_plan
 from ablate.core.trial import Trial
+from ablate.driver.run_study import run_looks
 from ablate.planning.planner import StudyOptions, make_plan
 from ablate.report.race import race_section
 from ablate.stats.effects import DecisionRule, Effect, effects

@@ -19,10 +19,10 @@ from rich.console import Console
 from tracked import Study, effects_of, runs_of, track, wait_until
 
 from ablate.cli.command import main
-from ablate.cli.run_study import Launch, run_study
 from ablate.core.ledger import Ledger
 from ablate.core.search_results import Outcome, write_outcomes
 from ablate.core.trial import Trial
+from ablate.driver.run_study import Launch, run_study
 from ablate.stats.effects import Effect
 from ablate.tracking import mlflow_batches
 from ablate.tracking.mlflow_views import TAG, view_key

@@ -11,20 +11,20 @@ from pathlib import Path
 from rich.console import Console
 
 from ablate.analysis.losses import needed_trials, race_so_far
-from ablate.cli import progress
-from ablate.cli.console import show, warn
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
 from ablate.core.provenance import launch_note, without_passwords
 from ablate.core.resources import Resources, Scheduling, choose_resources
 from ablate.core.study_identity import _left_out, keep_plan, outdated, refuse_other_study
 from ablate.core.trial import Trial
+from ablate.driver import progress
+from ablate.driver.console import show, warn
 from ablate.execution.ray_cluster import find_nodes, session, start
 from ablate.execution.study_log import study_log
 from ablate.figures.caption_sheet import draw_captions
 from ablate.report.build import write_report
 from ablate.report.race import look_words
-from ablate.tracking.mlflow_store import DEFAULT_STORE
+from ablate.tracking import DEFAULT_STORE
 from ablate.tracking.tracker import Tracker
 from blocks import default_registry
 
@@ -48,7 +48,7 @@ class Launch:
     """Whether the store gets trials' models; None: those of at most 64 MiB."""
 
     output: str = "auto"
-    """One of `ablate.cli.progress.OUTPUTS`: who reads what is printed."""
+    """One of `ablate.driver.progress.OUTPUTS`: who reads what is printed."""
 
     scheduling: Scheduling = field(default_factory=Scheduling)
     """What a trial asks of the machine."""

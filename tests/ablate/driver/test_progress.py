@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 from samples import small
 
-from ablate.cli.progress import JsonLines, Lines, LiveTable, Progress, make_progress
 from ablate.core.recipe import Recipe, with_fields
 from ablate.core.trial import Trial, make_trial
 from ablate.data import open_pairs
+from ablate.driver.progress import JsonLines, Lines, LiveTable, Progress, make_progress
 from blocks import default_registry
 
 REGISTRY = default_registry()

@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ablate.cli.console import warn
-from ablate.cli.progress import JsonLines, Progress
-from ablate.cli.run_study import DONE, INTERRUPTED, SOME_FAILED, Launch, run_study, tell_where
 from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, Plan, read_plan
@@ -24,6 +21,9 @@ from ablate.core.provenance import launch_note
 from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_outcomes
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import Trial
+from ablate.driver.console import warn
+from ablate.driver.progress import JsonLines, Progress
+from ablate.driver.run_study import DONE, INTERRUPTED, SOME_FAILED, Launch, run_study, tell_where
 from ablate.execution.ray_cluster import session
 from ablate.planning.plan_text import describe
 from ablate.report.block_search import write_walk

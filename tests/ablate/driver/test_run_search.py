@@ -17,12 +17,12 @@ from samples import SMALL
 from tracked import runs_of
 
 from ablate.cli.command import main
-from ablate.cli.run_search import Searching, log_walk, running
-from ablate.cli.run_study import Launch
 from ablate.cli.search_options import read_request
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
 from ablate.core.search_results import Outcome, read_outcomes, write_outcomes
+from ablate.driver.run_search import Searching, log_walk, running
+from ablate.driver.run_study import Launch
 from ablate.planning.planner import make_plan
 from ablate.search.request import FIRST_SEED, Budget, Request, base_grid
 from ablate.tracking.tracker import Tracker
@@ -266,7 +266,7 @@ def test_no_run_is_left_running_by_an_interrupt(
     shapes: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, ledger = walked(shapes, tmp_path)
-    monkeypatch.setattr("ablate.cli.run_search.Tracker", Interrupted)
+    monkeypatch.setattr("ablate.driver.run_search.Tracker", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         log_walk(plan, ledger, Launch(mlflow=store), [])
     for role in ("study", "search"):
