@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pluggy
 from torch import nn
 
-from blocks import attention, ffns, hookspecs, norms, pooling, positions
+from blocks import attention, ffns, hookspecs, norms, pooling, positions, source
 from blocks.errors import UsageError, unknown
 from blocks.site import Site
 from blocks.spec import KINDS, BlockSpec, parse
@@ -77,22 +76,18 @@ class Registry:
         return self.get(kind, spelling).build(site, parse(spelling)[1])
 
     def source_hash(self, kind: str, spelling: str) -> str:
-        """Return a hash of the source that a block is written in: a file, or a plugin's package."""
+        """Return a hash of a block's source, and of all of its distribution that this reaches."""
         factory = self.get(kind, spelling).factory
         target = factory.func if isinstance(factory, functools.partial) else factory
-        package = target.__module__.partition(".")[0]
-        inside = package != __package__ and "." in target.__module__
-        every = list(sys.modules)  # at once: other threads import too
-        names = [n for n in every if n == package or n.startswith(f"{package}.")]
-        modules = [sys.modules.get(n) for n in (sorted(names) if inside else [target.__module__])]
-        try:
-            text = "\n".join(inspect.getsource(module or target) for module in modules)
-        except (OSError, TypeError):
+        file = getattr(sys.modules.get(target.__module__), "__file__", None)
+        if not file or not Path(file).is_file():
             raise UsageError(
                 f"{kind}/{spelling}: its source cannot be read, so no result could be attributed "
                 "to it; define it in a file"
-            ) from None
-        return hashlib.sha256(text.encode()).hexdigest()
+            )
+        # A class that a function makes, and whatever else is not at the top level, is in that.
+        name = target.__qualname__.partition(".")[0]
+        return source.definition_hash(target.__module__, Path(file), name)
 
     def fingerprint(self) -> str:
         """Return a hash over all names and sources; equal in two processes with the same blocks."""
@@ -244,7 +239,7 @@ def _import_file(path: Path) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path) and hasattr(module, "register_blocks"):
             return module  # installed, or named before: one module, hence no false duplicate
-    name = f"coca_blocks_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{source.FROM_FILE}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
     assert spec.loader is not None, path

@@ -36,7 +36,7 @@ class StudySummary:
     @property
     def pairs(self) -> set[int]:
         """Return the seeds that the study asks for."""
-        return {trial.pair for trial in self.plan.trials}
+        return {trial.seed for trial in self.plan.trials}
 
     @property
     def is_plain(self) -> bool:
@@ -124,7 +124,7 @@ def _results(side: StudySummary) -> dict[str, str]:
         for trial in side.plan.trials
         for stage in trial.stages
         if any(found := [
-            side.losses[stage.prefix + metric].get((trial.name, trial.pair)) for metric in LABELS
+            side.losses[stage.prefix + metric].get((trial.name, trial.seed)) for metric in LABELS
         ])
     }  # fmt: skip
 
@@ -170,7 +170,7 @@ def in_common(contrast: Contrast, a: Plan, b: Plan) -> bool:
 
     Where they share the reference's trials alone, pairing by seed takes that into account.
     """
-    mine, theirs = ({(t.name, t.pair): t.stages[0].key for t in plan.trials} for plan in (a, b))
+    mine, theirs = ({(t.name, t.seed): t.stages[0].key for t in plan.trials} for plan in (a, b))
     same = {place for place, key in mine.items() if theirs.get(place) == key}
     seeds = {seed for _, seed in same}
     return any(all((cell, seed) in same for cell in contrast.cells) for seed in seeds)

@@ -74,7 +74,7 @@ def _gains(
     for trials in zip(*map(plan.of_cell, sorted(contrast.cells)), strict=True):
         read = [own for trial in trials if (own := _losses_of(trial, ledger, metric))]
         if len(read) == len(trials):
-            found[trials[0].pair] = {t.name: own[0] for t, own in zip(trials, read, strict=True)}
+            found[trials[0].seed] = {t.name: own[0] for t, own in zip(trials, read, strict=True)}
             clusters = read[0][1]
     every = [losses for by_cell in found.values() for losses in by_cell.values()]
     if len({len(losses) for losses in every}) > 1:

@@ -24,7 +24,7 @@ def race_so_far(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = N
     """Return what the looks of a race decide, by the decisive metric, as far as the ledger goes."""
     losses = losses or stage_losses(plan, ledger)
     settled = {
-        (trial.name, trial.pair)
+        (trial.name, trial.seed)
         for trial in plan.trials
         if ledger.result(trial) is not None or ledger.failure(trial) is not None
     }
@@ -48,7 +48,7 @@ def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
             found = (ledger.record(trial, stage) or {}).get("metrics", {})
             for metric in LABELS:
                 if f"test/{metric}" in found:
-                    place = trial.name, trial.pair
+                    place = trial.name, trial.seed
                     losses[f"{stage.prefix}{metric}"][place] = found[f"test/{metric}"]
     return dict(losses)
 
@@ -66,4 +66,4 @@ def needed_trials(plan: Plan, race: Race | None) -> list[Trial]:
     """Return the trials that a study needs, as far as is known: all, or those of a race."""
     if race is None:
         return plan.trials
-    return [trial for trial in plan.trials if trial.pair < race.reach([trial.name])]
+    return [trial for trial in plan.trials if trial.seed < race.reach([trial.name])]

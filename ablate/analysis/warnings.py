@@ -21,7 +21,7 @@ def failed_seeds(plan: Plan, ledger: Ledger, race: Race | None) -> dict[str, lis
     found: dict[str, list[int]] = {}
     for trial in needed_trials(plan, race):
         if ledger.failure(trial) is not None and ledger.result(trial) is None:
-            found.setdefault(trial.name, []).append(trial.pair)
+            found.setdefault(trial.name, []).append(trial.seed)
     return found
 
 

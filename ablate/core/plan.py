@@ -20,7 +20,6 @@ from assemblies import CoCaConfig, Cost
 from blocks import UsageError
 
 STUDY_FILE = "study.json"
-AGAIN = " again"  # after the name of a cell whose A/A cell this is
 MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
 
 
@@ -108,9 +107,18 @@ class Plan:
         """Return, after a comma, from which seed on the study goes, or nothing if from 0."""
         return f", from seed {self.first_seed} on" if self.first_seed else ""
 
+    @property
+    def again(self) -> str:
+        """Return the name of the A/A cell, or nothing without one."""
+        return self.noise.pairs[0][1] if self.noise else ""
+
+    def original(self, name: str) -> str:
+        """Return the cell that a cell repeats: of the A/A cell the reference, else itself."""
+        return self.noise.pairs[0][0] if self.noise and name == self.again else name
+
     def place(self, trial: Trial) -> int:
         """Return which of the study's seeds a trial has, counting from 0."""
-        return trial.pair - self.first_seed
+        return trial.seed - self.first_seed
 
     def of_cell(self, name: str) -> list[Trial]:
         """Return a cell's trials, one per seed."""

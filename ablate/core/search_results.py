@@ -9,7 +9,7 @@ from typing import Any
 
 from ablate.core.files import read_json, write_json
 from ablate.core.ledger import Ledger
-from ablate.core.plan import AGAIN, Plan
+from ablate.core.plan import Plan
 from assemblies import CoCaConfig
 from blocks import KINDS, UsageError
 
@@ -99,7 +99,7 @@ def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
         return {}
     found, seeds = read_outcomes(ledger.directory), len(plan.search["seeds"])
     walks = plan.search["over"] == "blocks"
-    names = {name: "blocks" if walks else name for name in plan.costs if not name.endswith(AGAIN)}
+    names = {name: "blocks" if walks else name for name in plan.costs if name != plan.again}
     left = {
         name: plan.search["trials"] - len(found.get(subject, [])) for name, subject in names.items()
     }

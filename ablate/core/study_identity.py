@@ -75,7 +75,7 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
     before = read_plan(ledger.directory)
     now = {*plan.cells, *(stage.name for stage in plan.stages)}
     left = [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
-    seeds = sorted({t.pair for t in before.trials} - {t.pair for t in plan.trials})
+    seeds = sorted({t.seed for t in before.trials} - {t.seed for t in plan.trials})
     return left + [f"seed {seed}" for seed in seeds]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,19 +19,29 @@ from assemblies import CoCaConfig
 from assemblies.checkpoint import CONFIG, TOKENIZER, WEIGHTS
 from assemblies.config import from_dict as cell_from_dict
 from assemblies.config import to_dict as cell_to_dict
-from blocks import Registry, UsageError
+from blocks import Registry, UsageError, source
 
 PRETRAIN, FINETUNE = "pretrain", "finetune:"
 SEARCH = "search"  # a pretraining that is judged by its validation loss and never tested
 PLACES = ("data", "initial", "tokenizer")
-CODE = {  # the modules whose source enters every trial's key, by package
-    "ablate.training": "caption_metrics captioning evaluate example_losses optim stages train",
-    "ablate.data": "batches tokenizer",
-    "assemblies": "accumulate coca config construct layer losses parallel sequence towers "
-    "transplant",
-    "blocks": "attention auxiliary kernels norms pooling projections",
+# What computes a trial's numbers, blocks apart: their sources are in the key by themselves.
+ROOTS = (
+    ("ablate.training.stages", "run_stage"),
+    ("ablate.training.train", "Training"),
+    ("assemblies.coca", "CoCa"),
+)
+NOT_FOLLOWED = {
+    # Data are known by the fingerprint of their pixels and captions, however they were read.
+    *(
+        f"ablate.data.{name}"
+        for name in ("cache", "formats", "images", "pairs", "rows", "shards", "sources")
+    ),
+    # Files, records and the descriptions of trials: what these hold is in the key, or a result.
+    *(f"ablate.core.{name}" for name in ("files", "records", "trial")),
+    *source.NOT_FOLLOWED,
 }
-MAX_SEEDS = 1000  # an A/A cell's seeds are those of its reference and this
+MAX_SEEDS = 1000  # of a study; the streams of another replicate begin behind them
+REPLICATES = STUDY, AGAIN, TUNING = range(3)  # a study's trials, its A/A cell's, a search's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,9 +83,19 @@ class Trial:
     """A cell, by its name in the grid, trained from one seed through all its stages."""
 
     name: str
+    """What the grid, or a search, calls its cell."""
+
     cell: CoCaConfig
+    """The architecture."""
+
     seed: int
+    """By which trials of different cells are paired: they see the same batches."""
+
+    replicate: int = 0
+    """Which of several independent runs under this seed it is, one of `REPLICATES`."""
+
     stages: tuple[Stage, ...]
+    """Its training phases, pretraining first."""
 
     @property
     def key(self) -> str:
@@ -86,9 +104,9 @@ class Trial:
         return keys[0] if len(keys) == 1 else digest(keys)
 
     @property
-    def pair(self) -> int:
-        """Return the number by which trials of different cells are paired: mostly the seed."""
-        return self.seed % MAX_SEEDS
+    def stream(self) -> int:
+        """Return the number that seeds its random streams: other replicates share none of them."""
+        return self.seed + MAX_SEEDS * self.replicate
 
     @property
     def recipe(self) -> Recipe:
@@ -106,7 +124,7 @@ class Trial:
 
         It does not depend on fine-tunings: adding one to a study repeats no pretraining.
         """
-        return f"{self.name}-seed{self.seed}-{self.stages[0].key[:8]}"
+        return f"{self.name}-seed{self.stream}-{self.stages[0].key[:8]}"
 
 
 def make_trial(
@@ -117,6 +135,8 @@ def make_trial(
     fingerprint: str,
     registry: Registry,
     later: Sequence[tuple[str, Recipe, str]] = (),
+    *,
+    replicate: int = 0,
 ) -> Trial:
     """Return the trial with its stages' keys: hashes of all that can change their numbers.
 
@@ -130,7 +150,8 @@ def make_trial(
         for path, (kind, spelling) in cell.spellings().items()
     }
     machine = [torch.__version__, device_kind()]
-    shared = [cell_to_dict(cell), seed, blocks, code_hash(), machine]
+    stream = seed + MAX_SEEDS * replicate
+    shared = [cell_to_dict(cell), stream, blocks, code_hash(), machine]
     origin = folder_hash(Path(recipe.initial)) if recipe.initial else ""
     words = _content_hash((_stamp(Path(recipe.tokenizer)),)) if recipe.tokenizer else ""
     first = digest([shared, _numbers(recipe), fingerprint, origin, words])
@@ -141,7 +162,7 @@ def make_trial(
     for stage, own, data in later:
         key = digest([first, stage, _numbers(own), data])
         stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
-    return Trial(name=name, cell=cell, seed=seed, stages=tuple(stages))
+    return Trial(name=name, cell=cell, seed=seed, replicate=replicate, stages=tuple(stages))
 
 
 def device_kind() -> str:
@@ -180,10 +201,11 @@ def _content_hash(stamped: tuple[tuple[Path, int, int], ...]) -> str:
 
 @cache
 def code_hash() -> str:
-    """Return a hash of the modules that decide what training computes, whatever the blocks."""
-    names = [f"{package}.{name}" for package in CODE for name in CODE[package].split()]
-    modules = [importlib.import_module(name) for name in names]
-    return hashlib.sha256("\n".join(map(inspect.getsource, modules)).encode()).hexdigest()
+    """Return a hash of the definitions that decide what training computes, whatever the blocks."""
+    here = Path(__file__).parents[2]
+    return source.code_hash(
+        ROOTS, dict.fromkeys(("ablate", "assemblies", "blocks"), here), NOT_FOLLOWED
+    )
 
 
 def to_dict(trial: Trial) -> dict[str, Any]:
@@ -194,4 +216,8 @@ def to_dict(trial: Trial) -> dict[str, Any]:
 def from_dict(data: dict[str, Any]) -> Trial:
     """Return the trial that `to_dict` wrote."""
     stages = [Stage(**{**s, "recipe": recipe_from_dict(s["recipe"])}) for s in data["stages"]]
-    return Trial(**{**data, "cell": cell_from_dict(data["cell"]), "stages": tuple(stages)})
+    # Versions before 0.2 knew no replicates, and had the stream's number for a seed.
+    replicate, seed = divmod(data["seed"], MAX_SEEDS)
+    replicate = data.get("replicate", replicate)
+    found = {**data, "cell": cell_from_dict(data["cell"]), "stages": tuple(stages)}
+    return Trial(**found | {"seed": seed, "replicate": replicate})

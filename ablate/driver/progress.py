@@ -132,9 +132,9 @@ class LiveTable(Progress):
         self, trials: Sequence[Trial], done: dict[Trial, dict[str, float]], console: Console
     ) -> None:
         super().__init__(trials, done)
-        self.every = sorted([*done, *trials], key=lambda trial: trial.pair)
+        self.every = sorted([*done, *trials], key=lambda trial: trial.seed)
         self.cells = list(dict.fromkeys(trial.name for trial in self.every))
-        self.seeds = sorted({trial.pair for trial in self.every})
+        self.seeds = sorted({trial.seed for trial in self.every})
         self.live = Live(
             console=console, get_renderable=self.drawn, refresh_per_second=2, transient=True
         )
@@ -162,7 +162,7 @@ class LiveTable(Progress):
         for title in ("done", "mean") if wide else [f"seed {seed}" for seed in self.seeds]:
             table.add_column(title, justify="right", min_width=7)
         for cell in self.cells[:MOST_ROWS]:
-            own = {trial.pair: trial for trial in self.every if trial.name == cell}
+            own = {trial.seed: trial for trial in self.every if trial.name == cell}
             table.add_row(cell, *(self._many(own) if wide else self._each(own)))
         if len(self.cells) > MOST_ROWS:
             table.add_row(f"... {len(self.cells) - MOST_ROWS} more", style="dim")

@@ -163,7 +163,7 @@ def run_looks(
         left = [
             trial
             for trial in needed_trials(plan, race)
-            if trial.pair < next_look and trial.key not in tried and ledger.result(trial) is None
+            if trial.seed < next_look and trial.key not in tried and ledger.result(trial) is None
         ]
         if not left:
             return

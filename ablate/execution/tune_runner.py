@@ -98,7 +98,7 @@ def launch_order(trials: Sequence[Trial]) -> list[Trial]:
     Nor does a drift of the machine fall on the same cells each time. Keys are hashes, so their
     order is a mixed one, and the same whenever a study goes on.
     """
-    return sorted(trials, key=lambda trial: (trial.pair, trial.key))
+    return sorted(trials, key=lambda trial: (trial.seed, trial.key))
 
 
 def _tuner(

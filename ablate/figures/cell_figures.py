@@ -72,7 +72,7 @@ def _curves(plan: Plan, ledger: Ledger, name: str) -> dict[str, Curves]:
             if math.isfinite(line.get(name, math.nan))
         }
         if points:
-            found[trial.name][trial.pair] = points
+            found[trial.name][trial.seed] = points
     return {cell: by_seed for cell, by_seed in found.items() if by_seed}
 
 
@@ -208,7 +208,7 @@ def _losses_and_seconds(
     """Return the finite decisive losses by seed and the mean training time of finished cells."""
     losses, seconds = {}, {}
     for cell in plan.costs:
-        done = {t.pair: m for t in plan.of_cell(cell) if (m := ledger.metrics(t)) is not None}
+        done = {t.seed: m for t in plan.of_cell(cell) if (m := ledger.metrics(t)) is not None}
         values = {seed: m[f"test/{DECISIVE}"] for seed, m in done.items()}
         finite = {seed: value for seed, value in values.items() if math.isfinite(value)}
         if finite:

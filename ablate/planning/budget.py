@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ablate.core.ledger import Ledger
-from ablate.core.plan import AGAIN, Plan
+from ablate.core.plan import Plan
 from ablate.core.trial import Trial
 from ablate.planning.forecast import Forecast
 from ablate.stats.effects import FEWEST_SEEDS
@@ -144,7 +144,7 @@ def _proposal(
     if plan.noise and not plan.noise.cells <= kept:
         lost.append(f"{plan.noise.name} (the noise floor)")
     return Proposal(
-        cells=tuple(name for name in plan.cells if name in kept and not name.endswith(AGAIN)),
+        cells=tuple(name for name in plan.cells if name in kept and name != plan.again),
         seeds=seeds,
         seconds=seconds,
         dropped=dropped,

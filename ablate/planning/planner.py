@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ import numpy as np
 from ablate.core.finetuning import PREFIX, finetunings
 from ablate.core.grid import Contrast, Design, Grid, swap
 from ablate.core.grids import make_grid
-from ablate.core.plan import AGAIN, Plan
+from ablate.core.plan import Plan
 from ablate.core.recipe import RECIPES, Recipe, with_fields
 from ablate.core.swap_checks import check_swaps
-from ablate.core.trial import MAX_SEEDS, PRETRAIN, Trial, code_hash, make_trial
+from ablate.core.trial import AGAIN, MAX_SEEDS, PRETRAIN, STUDY, Trial, code_hash, make_trial
 from ablate.data.batches import LENGTH_MULTIPLE, TrainBatches
 from ablate.data.dataset import open_dataset
 from ablate.planning.costs import price
@@ -28,6 +28,7 @@ from assemblies.transplant import require_same_sizes
 from blocks import Registry, UsageError
 from blocks.errors import unknown
 
+A_A_ENDING = " again"  # of the name of the reference that is trained again
 NOISE_CELLS = 5  # from so many cells on, training one of them again is a small part of a study
 
 
@@ -80,8 +81,8 @@ def make_plan(
     recipes = {PRETRAIN: recipe, **finetunings(chosen, recipe, later)}
     looks = _look_at_data(recipes, next(iter(grid.cells.values())))
     cells = _choose(grid, declared.cells)
-    if taken := [name for name in cells if name.endswith(AGAIN)]:
-        raise UsageError(f"no cell may be named like an A/A cell, with{AGAIN!r}: {taken[0]!r}")
+    if taken := [name for name in cells if name.endswith(A_A_ENDING)]:
+        raise UsageError(f"no cell may be named like an A/A cell, with{A_A_ENDING!r}: {taken[0]!r}")
     costs, skipped, same = price(cells, recipe, looks[PRETRAIN].tokens, registry)
     contrasts = _declare(grid, costs, declared.primary)
     check_swaps(contrasts, grid.cells, registry)
@@ -93,10 +94,10 @@ def make_plan(
         seeds=count,
         first_seed=declared.first_seed,
         trials=[
-            _make_trial(name, grid.cells[_original(name)], seed, recipes, looks, registry)
+            _make_trial(name, grid.cells[cell], seed, replicate, recipes, looks, registry)
             # Seed by seed: a study stopped early is still balanced.
             for seed in range(declared.first_seed, declared.first_seed + count)
-            for name in (*costs, *(noise.cells - costs.keys() if noise else ()))
+            for name, cell, replicate in _runs(costs, noise)
         ],
         costs=costs | ({noise.pairs[0][1]: costs[noise.pairs[0][0]]} if noise else {}),
         contrasts=contrasts,
@@ -177,12 +178,14 @@ def _noise_floor(
         return None
     primary = next((c for c in contrasts if c.primary), None)
     reference = primary.pairs[0][0] if primary else next(iter(costs))
-    again = reference + AGAIN
+    again = reference + A_A_ENDING
     return Contrast(name=f"{reference} -> {again}", pairs=((reference, again),))
 
 
-def _original(name: str) -> str:
-    return name.removesuffix(AGAIN)
+def _runs(cells: Iterable[str], noise: Contrast | None) -> list[tuple[str, str, int]]:
+    """Return of each trial of a seed its name, its cell's name in the grid, and its replicate."""
+    again = [(noise.pairs[0][1], noise.pairs[0][0], AGAIN)] if noise else []
+    return [*((name, name, STUDY) for name in cells), *again]
 
 
 def _block_hashes(cells: Sequence[CoCaConfig], registry: Registry) -> dict[str, str]:
@@ -212,6 +215,7 @@ def _make_trial(
     name: str,
     cell: CoCaConfig,
     seed: int,
+    replicate: int,
     recipes: Mapping[str, Recipe],
     looks: Mapping[str, Look],
     registry: Registry,
@@ -219,8 +223,9 @@ def _make_trial(
     """Return a cell's trial of one seed through all stages."""
     later = [(s, r, looks[s].fingerprint) for s, r in recipes.items() if s != PRETRAIN]
     first = looks[PRETRAIN].fingerprint
-    other = MAX_SEEDS * name.endswith(AGAIN)
-    return make_trial(name, cell, recipes[PRETRAIN], seed + other, first, registry, later)
+    return make_trial(
+        name, cell, recipes[PRETRAIN], seed, first, registry, later, replicate=replicate
+    )
 
 
 def divide(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

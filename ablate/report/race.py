@@ -84,9 +84,9 @@ def _race_problems(plan: Plan, ledger: Ledger, race: Race, beyond: Sequence[Tria
     """Return in words what kept a look from deciding, and trials that no look asked for."""
     seen = race.looks[-1].seeds if race.looks else 0
     lost = [
-        f"{trial.name} seed {trial.pair}"
+        f"{trial.name} seed {trial.seed}"
         for trial in needed_trials(plan, race)
-        if trial.pair < seen and ledger.result(trial) is None
+        if trial.seed < seen and ledger.result(trial) is None
     ]
     items = []
     if lost:
@@ -95,6 +95,6 @@ def _race_problems(plan: Plan, ledger: Ledger, race: Race, beyond: Sequence[Tria
             "other pairs have come; if these trials succeed later, looks are held anew."
         )
     if beyond:
-        names = ", ".join(f"{trial.name} seed {trial.pair}" for trial in beyond)
+        names = ", ".join(f"{trial.name} seed {trial.seed}" for trial in beyond)
         items.append(f"Trained, though by now no look asks for them: {names}.")
     return items

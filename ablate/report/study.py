@@ -57,7 +57,7 @@ class Study:
             {
                 "cell": trial.name,
                 "seed": trial.seed,
-                "pair": trial.pair,
+                "replicate": trial.replicate,
                 "done": self.ledger.result(trial) is not None,
                 "failure": (self.ledger.failure(trial) or "").strip().rpartition("\n")[2],
                 **(self.ledger.metrics(trial) or {}),

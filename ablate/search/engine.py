@@ -25,7 +25,7 @@ from ablate.core.ledger import Ledger
 from ablate.core.metrics import SELECTION
 from ablate.core.recipe import Recipe
 from ablate.core.search_results import Found, Outcome
-from ablate.core.trial import SEARCH, Trial, make_trial
+from ablate.core.trial import SEARCH, TUNING, Trial, make_trial
 from ablate.search.request import Budget
 from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
@@ -72,8 +72,8 @@ def search_trials(
 ) -> list[Trial]:
     """Return the trainings of one search trial, one per tuning seed."""
     found = []
-    for seed in budget.tuning_seeds:
-        trial = make_trial(name, cell, recipe, seed, fingerprint, registry)
+    for seed in range(budget.seeds):
+        trial = make_trial(name, cell, recipe, seed, fingerprint, registry, replicate=TUNING)
         (stage,) = trial.stages
         stage = replace(stage, name=SEARCH, key=digest([SEARCH, stage.key]))
         found.append(replace(trial, stages=(stage,)))
@@ -202,7 +202,7 @@ def _as_told(asked: Asked, outcome: Outcome) -> FrozenTrial:
             "cell": outcome.cell,
             "reason": outcome.reason,
             "keys": list(outcome.keys),
-            "seeds": [trial.seed for trial in asked.trials],
+            "seeds": [trial.stream for trial in asked.trials],
         },
     )
 

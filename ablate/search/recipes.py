@@ -15,7 +15,7 @@ import optuna
 
 from ablate.core.files import digest
 from ablate.core.ledger import Ledger
-from ablate.core.plan import AGAIN, Plan
+from ablate.core.plan import Plan
 from ablate.core.recipe import Recipe
 from ablate.core.search_results import Found, Outcome, best
 from ablate.core.trial import Trial
@@ -58,7 +58,7 @@ def make_subjects(plan: Plan, space: Space, budget: Budget, registry: Registry) 
     first = start(space, stage.recipe)
     subjects = []
     for name, cell in plan.cells.items():
-        if name.endswith(AGAIN):
+        if name == plan.again:
             continue
 
         def trials_of(recipe: Recipe, name: str = name, cell: Any = cell) -> list[Trial]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from ablate.core.grid import Grid
 from ablate.core.ledger import Ledger
-from ablate.core.plan import AGAIN, STUDY_FILE, Plan, read_plan
+from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from ablate.core.recipe import Recipe, loss_weights
 from ablate.core.search_results import BASE
-from ablate.core.trial import MAX_SEEDS
+from ablate.core.trial import MAX_SEEDS, TUNING
 from ablate.data.batches import TrainBatches
 from ablate.data.dataset import open_dataset
 from ablate.search.retune import retune
@@ -20,7 +20,7 @@ from ablate.search.space import Space, default_space, parse_space, searched_fiel
 from assemblies import CoCaConfig
 from blocks import Registry, UsageError
 
-FIRST_SEED = 2 * MAX_SEEDS  # behind the seeds of every study and of its A/A cells
+FIRST_SEED = TUNING * MAX_SEEDS  # behind the streams of every study and of its A/A cells
 FOUND = "found"  # the grid of the cells that a walk has found
 METHODS, OVER = ("optuna",), ("recipes", "blocks")
 KEEP = 3
@@ -121,7 +121,7 @@ def as_tuned_before(
     if not plan.searched or not (ledger.directory / STUDY_FILE).exists():
         return plan
     before = read_plan(ledger.directory)
-    cells = {name for name in plan.costs if not name.endswith(AGAIN)}
+    cells = {name for name in plan.costs if name != plan.again}
     if before.search != plan.search or not cells <= before.tuned.keys():
         return plan
     recipe = plan.stages[0].recipe
@@ -135,7 +135,7 @@ def announce(plan: Plan) -> str:
     each, seeds = search["trials"], len(search["seeds"])
     if search["over"] == "blocks":
         return f"first a walk of {each * seeds} trainings of {steps} steps through blocks"
-    cells = sum(not name.endswith(AGAIN) for name in plan.costs)
+    cells = sum(name != plan.again for name in plan.costs)
     return (
         f"first {cells * each * seeds} trainings of {steps} steps, {each * seeds} for each of "
         f"{cells} cells, tune {search['space']}"

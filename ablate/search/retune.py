@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ablate.core.finetuning import PREFIX, finetunings
-from ablate.core.plan import AGAIN, Plan
+from ablate.core.plan import Plan
 from ablate.core.recipe import Recipe
 from ablate.core.trial import PRETRAIN, make_trial
 from blocks import Registry
@@ -23,11 +23,20 @@ def retune(
     own = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     trials = []
     for trial in plan.trials:
-        recipe, later = recipes[trial.name.removesuffix(AGAIN)], trial.stages[1:]
+        recipe, later = recipes[plan.original(trial.name)], trial.stages[1:]
         data = {stage.name: stage.data_fingerprint for stage in trial.stages}
         tunings = finetunings([stage.recipe.data for stage in later], recipe, own)
         stages = [(name, r, data[name]) for name, r in tunings.items()]
         trials.append(
-            make_trial(trial.name, trial.cell, recipe, trial.seed, data[PRETRAIN], registry, stages)
+            make_trial(
+                trial.name,
+                trial.cell,
+                recipe,
+                trial.seed,
+                data[PRETRAIN],
+                registry,
+                stages,
+                replicate=trial.replicate,
+            )
         )
     return replace(plan, trials=trials)

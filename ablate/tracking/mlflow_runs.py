@@ -387,8 +387,8 @@ def _parameters(trial: Trial, plan: Plan) -> dict[str, Any]:
         }
     facts = {
         "cell": trial.name,
-        "seed": trial.seed,
-        "pair": trial.pair,
+        "seed": trial.stream,
+        "pair": trial.seed,
         "stages": len(trial.stages),
     }
     facts |= {f"{s.prefix}data_fingerprint": s.data_fingerprint for s in trial.stages}

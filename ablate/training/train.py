@@ -81,11 +81,11 @@ class Training:
         self, trial: Trial, stage: Stage, registry: Registry, directory: Path | None = None
     ) -> None:
         self.trial, self.stage, self.recipe = trial, stage, stage.recipe
-        self.seed = trial.seed
+        self.seed = trial.stream
         if stage.is_finetuning:
             assert directory is not None, "a fine-tuning needs the pretraining's directory"
             self.recipe = replace(stage.recipe, initial=str(directory / "model"))
-            self.seed = stream_seed(trial.seed, stage.name)
+            self.seed = stream_seed(trial.stream, stage.name)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.autocast = autocast(self.recipe.precision, self.device)
         self.data = open_dataset(self.recipe, trial.cell)
@@ -95,7 +95,7 @@ class Training:
             raise RuntimeError(f"{stage.recipe.initial!r} changed after the study was planned")
         self.parts = parts_per_rank(self.recipe, trial.cell.dropout)
         self.batches = self.make_batches()
-        model, self.origin = initial_model(trial.cell, trial.seed, self.recipe.initial, registry)
+        model, self.origin = initial_model(trial.cell, trial.stream, self.recipe.initial, registry)
         self.model = model.to(self.device)
         self.outputs = outputs_digest(
             self.model, self.data.splits["val"], self.device, self.autocast

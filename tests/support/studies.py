@@ -92,9 +92,9 @@ def write_result(
     A cell with one objective has the metrics and the losses by example of that one alone.
     """
     folder = ledger.folder(trial) / stage.folder
-    seed = [sum(map(ord, trial.name)), trial.seed, len(stage.folder)]
+    seed = [sum(map(ord, trial.name)), trial.stream, len(stage.folder)]
     random = np.random.default_rng(seed)
-    shared = np.random.default_rng(trial.seed).normal()  # what paired seeds have in common
+    shared = np.random.default_rng(trial.stream).normal()  # what paired seeds have in common
     scale = (1 - gain(plan, trial.name) / 100) * (1 + (shared + noise * random.normal()) / 100)
     contrasts, captions = trial.cell.contrasts, trial.cell.captions
     final = {"contrastive": 4 * scale} if contrasts else {}

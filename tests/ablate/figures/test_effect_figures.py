@@ -146,7 +146,7 @@ def test_curves_show_means_over_seeds_and_paired_improvements(full: Made) -> Non
     values = [ledger.curve(t)[-1]["val/coca"] for t in plan.of_cell("grr")]
     assert line(upper, "grr")[-1].tolist() == pytest.approx([20, np.mean(values)])
     primary = next(c for c in plan.contrasts if c.primary)
-    losses = {(t.name, t.pair): ledger.curve(t)[-1]["val/coca"] for t in plan.trials}
+    losses = {(t.name, t.seed): ledger.curve(t)[-1]["val/coca"] for t in plan.trials}
     expected = effect(primary, "coca", losses, rule=DecisionRule()).estimate
     assert line(lower, "grr")[-1].tolist() == pytest.approx([20, expected])
     assert len(upper.collections) == 2  # bands of the primary's two cells only
@@ -196,8 +196,8 @@ def test_a_cell_with_fewer_seeds_stands_by_its_ratio_to_the_reference(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=6)
     dropped = "baseline+rmsnorm"  # worse than baseline, and on easy seeds only
-    finish(plan, ledger, noise=0.01, but=[t for t in plan.of_cell(dropped) if t.pair > 2])
-    for trial in (trial for trial in plan.trials if trial.pair > 2 and trial.name != dropped):
+    finish(plan, ledger, noise=0.01, but=[t for t in plan.of_cell(dropped) if t.seed > 2])
+    for trial in (trial for trial in plan.trials if trial.seed > 2 and trial.name != dropped):
         hard = (ledger.metrics(trial) or {})["test/coca"] * 1.2
         write_result(plan, ledger, trial, trial.stages[0], 0.01, **{"test/coca": hard})
     losses = stage_losses(plan, ledger)["coca"]
@@ -219,7 +219,7 @@ def test_a_cell_without_a_seed_of_the_reference_is_named_and_not_placed(
     shapes: str, tmp_path: Path
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="swaps", seeds=2)
-    failed = [t for t in plan.trials if t.pair == (0 if t.name == "grr" else 1)]
+    failed = [t for t in plan.trials if t.seed == (0 if t.name == "grr" else 1)]
     finish(plan, ledger, but=failed)
     drawing = cell_figures.cost_against_quality(plan, ledger)
     assert not any("grr" in text for text in texts(drawing.axes[1]))

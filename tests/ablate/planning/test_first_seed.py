@@ -37,10 +37,10 @@ def plan_of(shapes: str, seeds: int = 3, grid: str = "paper", **declared: object
 
 def test_seeds_begin_where_they_are_told_to(shapes: str, tmp_path: Path) -> None:
     first, second = plan_of(shapes, noise=True), plan_of(shapes, noise=True, first_seed=3)
-    by_cell = {name: [trial.seed for trial in second.of_cell(name)] for name in second.cells}
+    by_cell = {name: [trial.stream for trial in second.of_cell(name)] for name in second.cells}
     again = [MAX_SEEDS + seed for seed in (3, 4, 5)]
     assert by_cell == {"baseline": [3, 4, 5], "grr": [3, 4, 5], "baseline again": again}
-    assert {trial.pair for trial in second.trials} == {3, 4, 5}
+    assert {trial.seed for trial in second.trials} == {3, 4, 5}
     assert not {trial.key for trial in first.trials} & {trial.key for trial in second.trials}
     whole = plan_of(shapes, 6, noise=True)
     keys = [{trial.key for trial in plan.trials} for plan in (first, second, whole)]

@@ -287,7 +287,7 @@ def test_losses_by_example_are_those_of_all_pairs_of_the_primary_contrast(
 
 def test_in_a_race_every_interval_holds_at_every_look(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, declared=StudyOptions(looks=(3, 6)))
-    finish(plan, ledger, but=[trial for trial in plan.trials if trial.pair == 5])
+    finish(plan, ledger, but=[trial for trial in plan.trials if trial.seed == 5])
     found = make_results(plan, ledger)
     whole = found.attributions["coca"]
     assert whole.seeds == (0, 1, 2)  # what came after the look waits for the next one

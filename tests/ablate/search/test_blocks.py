@@ -64,7 +64,7 @@ def test_a_walk_ranks_cells_and_proposes_a_study_of_the_best(shapes: str, tmp_pa
     assert len(found.outcomes) == 6
     first, *others = found.outcomes
     assert first.cell == BASE
-    assert {trial.seed for trial in train.trained} == {FIRST_SEED}
+    assert {trial.stream for trial in train.trained} == {FIRST_SEED}
     ranked = ranking(found.outcomes)
     losses = [outcome.loss or math.nan for outcome in ranked]
     assert losses == sorted(losses)

@@ -76,10 +76,10 @@ def test_every_cell_gets_the_same_budget_draws_and_tuning_seeds(
     assert found["grr"][0].values == {
         "lr": 0.002, "weight_decay": 0.1, "warmup": 0.2, "beta2": 0.98,
     }  # fmt: skip
-    assert {trial.seed for trial in train.trained} == {FIRST_SEED, FIRST_SEED + 1}
+    assert {trial.stream for trial in train.trained} == {FIRST_SEED, FIRST_SEED + 1}
     assert len(train.trained) == 2 * 4 * 2
     assert {trial.steps for trial in train.trained} == {4}
-    every_seed = {trial.seed for trial in plan.trials}
+    every_seed = {trial.stream for trial in plan.trials}
     assert every_seed == {0, 1, MAX_SEEDS, MAX_SEEDS + 1}
     assert min(FIRST_SEED, *every_seed) != FIRST_SEED > 2 * MAX_SEEDS - 1
 
@@ -92,7 +92,7 @@ def test_each_cell_has_the_recipe_of_its_lowest_validation_loss(
     tuned, found, _ = searched(plan, tmp_path, Budget(trials=4), space)
     assert tuned is not None
     for trial in tuned.trials:
-        cell = trial.name.removesuffix(" again")
+        cell = plan.original(trial.name)
         lowest = min(found[cell], key=lambda outcome: outcome.loss or math.inf)
         assert {k: getattr(trial.recipe, k) for k in lowest.values} == dict(lowest.values)
         assert tuned.tuned[cell]["loss"] == lowest.loss

@@ -330,7 +330,7 @@ def test_a_race_on_real_trials_ends_with_what_its_looks_need(shapes: str, tmp_pa
     trained = [trial for trial in plan.trials if ledger.result(trial) is not None]
     assert trained == needed_trials(plan, race)
     # Only the primary contrast goes on: it does not stop at equivalent.
-    assert [t.name for t in trained if t.pair == 3] == ["baseline", "grr"]
+    assert [t.name for t in trained if t.seed == 3] == ["baseline", "grr"]
     assert "trials left" not in shown
     report = (ledger.directory / "report.md").read_text()
     assert "No result" not in report
