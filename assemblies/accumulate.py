@@ -22,7 +22,7 @@ def contrastive_gradients(
     """Return the whole batch's loss and its gradient by the embeddings of each part.
 
     Each part makes its own embeddings and must make the same ones when it is run again: dropout
-    has to be seeded per part. `pull` then sends a part's gradients through the model.
+    has to be seeded per part. `surrogate_loss` then sends a part's gradients through the model.
     """
     with torch.no_grad():
         made = [part() for part in parts]
@@ -39,7 +39,7 @@ def contrastive_gradients(
     return value.detach(), [Embeddings(i, t, *s) for i, t, s in pieces]
 
 
-def pull(embeddings: Embeddings, gradient: Embeddings) -> Tensor:
+def surrogate_loss(embeddings: Embeddings, gradient: Embeddings) -> Tensor:
     """Return the number whose gradient by the embeddings is the one given."""
     terms = [
         (made * slope).sum()

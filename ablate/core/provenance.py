@@ -7,7 +7,6 @@ import platform
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -101,8 +100,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "-"
-
-
-def command_line() -> list[str]:
-    """Return the arguments that this process was given."""
-    return sys.argv[1:]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 from blocks import UsageError
 
-GROUP = Path("/sys/fs/cgroup")  # a container's limits
+GROUP = Path("/sys/fs/cgroup")  # a container's limits, which psutil does not know
 SPARE = 0.9  # of the memory: the rest is for Ray and the driver
 SHARED_BY = 4  # trials that share a GPU at most, unless asked: more of them wait for each other
 
@@ -91,13 +91,15 @@ class Resources:
 
 def cores() -> int:
     """Return the CPU cores that this process may use, of which a container may have a quota."""
-    known = hasattr(os, "sched_getaffinity")
-    found = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    process = psutil.Process()
+    # macOS binds no process to cores, so psutil offers no affinity there.
+    allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
+    count = len(allowed) if allowed else psutil.cpu_count() or 1
     try:
         quota, period = (GROUP / "cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(found, math.ceil(int(quota) / int(period))))
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # none, or "max"
-        return found
+        return count
 
 
 def this_machine() -> Node:
@@ -116,13 +118,9 @@ def this_machine() -> Node:
 
 
 def free_memory() -> int:
-    """Return the bytes that are free here, or 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
-    except (OSError, StopIteration):
-        return 0
-    try:  # a container's limit; cached files do not count, they make room
+    """Return the bytes that are free here, in a container within its limit."""
+    free = int(psutil.virtual_memory().available)
+    try:  # cached files do not count against the limit: they make room
         limit, used = (
             int((GROUP / name).read_text(encoding="ascii"))
             for name in ("memory.max", "memory.current")
@@ -246,14 +244,11 @@ class ProbeConditions:
     nodes: Sequence[Node] = ()
 
 
-LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's, under Linux
-
-
 def host_memory() -> int:
     """Return the bytes of memory that this machine, or this container, has."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    physical = int(psutil.virtual_memory().total)
     try:
-        return min(physical, int(LIMIT.read_text(encoding="utf-8")))
+        return min(physical, int((GROUP / "memory.max").read_text(encoding="ascii")))
     except (OSError, ValueError):  # no such file, or the word max
         return physical
 

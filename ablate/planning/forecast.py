@@ -16,7 +16,7 @@ from ablate.core.plan import Plan
 from ablate.core.provenance import device_name
 from ablate.core.resources import ProbeConditions, gpu_memory, host_memory
 from ablate.core.trial import Stage, Trial, code_hash
-from ablate.planning.estimate import estimate_memory, estimate_seconds, machine_speed
+from ablate.planning.costs import estimate_memory, estimate_seconds, machine_speed
 from ablate.planning.probe import STEPS, Timing
 from ablate.planning.probe_pool import measure
 from assemblies import CoCaConfig, Cost

@@ -25,7 +25,6 @@ from ablate.core.trial import Stage, Trial, from_dict
 from ablate.data.batches import EncodedSplit, Prefetched
 from ablate.training.caption_metrics import caption_metrics
 from ablate.training.captioning import Captioner
-from ablate.training.example_losses import example_losses
 from ablate.training.train import Training
 from assemblies import Decoding
 from assemblies.checkpoint import save
@@ -106,16 +105,11 @@ def measure_stage(training: Training, setup: float, scratch: Path) -> Timing:
         training.batches.close()
     splits = training.data.splits
     scale = {name: _shorten(splits, name, training.stage) for name in ("val", "test")}
-    look = scale["val"] * _seconds(training.look)
+    look = scale["val"] * _seconds(training.validate)
     saving = _seconds(lambda: training.save(scratch))
-    tested = _seconds(lambda: training.measure("test"))
+    tested = _seconds(lambda: training.evaluate_split("test", training.examples))
     last = training.recipe.evaluate > 1  # the best model may be another one: two are tested
-    examples = _seconds(
-        lambda: example_losses(
-            training.model, splits["test"], training.recipe, training.device, training.autocast
-        )
-    )
-    finish = scale["test"] * (tested * (1 + last) + examples) + _time_captions(training)
+    finish = scale["test"] * tested * (1 + last) + _time_captions(training)
     finish += _seconds(lambda: _write(training, scratch))
     return Timing(setup=setup, step=steps, look=look, save=saving, finish=finish)
 

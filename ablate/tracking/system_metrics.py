@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+import psutil
+
 QUERY = "index,utilization.gpu,memory.used,memory.total"
 
 
@@ -17,10 +19,6 @@ def sample() -> dict[str, float]:
 
 
 def _processor() -> dict[str, float]:
-    try:
-        import psutil
-    except ImportError:
-        return {}
     memory = psutil.virtual_memory()
     return {
         "system/cpu_utilization_percentage": float(psutil.cpu_percent()),

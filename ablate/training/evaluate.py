@@ -13,6 +13,7 @@ from ablate.data.batches import EncodedSplit, evaluation_batches, further_captio
 from ablate.data.pairs import Pairs
 from ablate.training.caption_metrics import caption_metrics, words
 from ablate.training.captioning import Captioner
+from ablate.training.example_losses import ExampleLosses
 from assemblies import CoCa, captioning_loss, contrastive_chance, contrastive_loss
 
 RECALLS = (1, 5, 10)
@@ -20,14 +21,21 @@ RECALLS = (1, 5, 10)
 
 @torch.no_grad()
 def evaluate(
-    model: CoCa, split: EncodedSplit, recipe: Recipe, device: torch.device, autocast: torch.autocast
+    model: CoCa,
+    split: EncodedSplit,
+    recipe: Recipe,
+    device: torch.device,
+    autocast: torch.autocast,
+    *,
+    examples: ExampleLosses | None = None,
 ) -> dict[str, float]:
     """Return losses in nats, perplexity and recalls (0 to 1) of a model on a split.
 
     The contrastive loss is the mean over full batches of ``evaluation_batch`` pairs, the caption
     loss the mean over tokens, of each picture's first caption, and CoCa's loss their weighted sum.
     Recall looks at the whole split with all captions.
-    A model with one objective has no metrics of the other one.
+    A model with one objective has no metrics of the other one. ``examples`` collects the losses of
+    each pair from the same pass.
     """
     model.eval()
     contrastive, caption, predictions = [], 0.0, 0
@@ -40,6 +48,8 @@ def evaluate(
                 loss = captioning_loss(out.states, model.head, moved.tokens, moved.lengths)
                 predicted = int(batch.lengths.sum()) - len(batch.lengths)
                 caption, predictions = caption + float(loss) * predicted, predictions + predicted
+        if examples is not None:
+            examples.add(batch, moved, out, model.head, full=full)
         if out.embeddings is not None:
             # InfoNCE also where SigLIP's loss is trained, so that models can be compared.
             embeddings = out.embeddings._replace(bias=None)

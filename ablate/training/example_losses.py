@@ -10,42 +10,43 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ablate.core.files import atomic
-from ablate.core.recipe import Recipe
 from ablate.core.records import EXAMPLES_FILE
-from ablate.data.batches import Batch, EncodedSplit, evaluation_batches
+from ablate.data.batches import Batch, EncodedSplit
 from assemblies import CoCa, captioning_loss
+from assemblies.coca import CoCaOutput
 from assemblies.losses import contrastive_losses
 
 PROBE = 8  # pictures whose outputs tell one untrained model from another
 
 
-@torch.no_grad()
-def example_losses(
-    model: CoCa, split: EncodedSplit, recipe: Recipe, device: torch.device, autocast: torch.autocast
-) -> dict[str, Tensor]:
-    """Return the losses [n] of a split's pairs in the one order that evaluation uses.
+class ExampleLosses:
+    """Collects the losses [n] of a split's pairs, in the one order that evaluation uses.
 
     ``caption`` is in nats per caption, of ``tokens`` predictions; ``contrastive`` is in nats among
     the pairs of the same ``batch``, nan in the last one if it is not full. ``group`` numbers the
     captions: pairs of one caption are one cluster.
     """
-    model.eval()
-    parts: list[dict[str, Tensor]] = []
-    for number, (batch, full) in enumerate(evaluation_batches(split, recipe.evaluation_batch)):
-        moved = batch.to(device)
-        b = len(batch.lengths)
-        part = {"group": batch.groups, "batch": torch.full((b,), number)}
-        with autocast:
-            out = model(*moved[:3])
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, Tensor]] = []
+
+    def add(self, batch: Batch, moved: Batch, out: CoCaOutput, head: Tensor, *, full: bool) -> None:
+        """Take a batch's losses from the model's output; ``moved`` is the batch on its device."""
+        number = torch.full((len(batch.lengths),), len(self.parts))
+        part = {"group": batch.groups, "batch": number}
         if out.states is not None:
             part["tokens"] = batch.lengths - 1
-            part["caption"] = _caption_losses(out.states, model.head, moved).cpu()
+            part["caption"] = _caption_losses(out.states, head, moved).cpu()
         if out.embeddings is not None:
-            each = contrastive_losses(out.embeddings._replace(bias=None), moved.groups)
-            part["contrastive"] = (each if full else torch.full_like(each, torch.nan)).float().cpu()
-        parts.append(part)
-    model.train()
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            losses = contrastive_losses(out.embeddings._replace(bias=None), moved.groups)
+            # Pairs of a smaller batch have fewer to be told from, hence lower losses.
+            losses = losses if full else torch.full_like(losses, torch.nan)
+            part["contrastive"] = losses.float().cpu()
+        self.parts.append(part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what was collected, over all batches."""
+        return {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
 
 
 def _caption_losses(states: Tensor, head: Tensor, batch: Batch) -> Tensor:

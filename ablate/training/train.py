@@ -28,8 +28,8 @@ from ablate.data.batches import Batch, Prefetched
 from ablate.data.dataset import open_dataset
 from ablate.training.captioning import Captioner
 from ablate.training.evaluate import evaluate, evaluate_captions
-from ablate.training.example_losses import example_losses, outputs_digest, write_examples
-from ablate.training.optim import adamw, autocast, schedule
+from ablate.training.example_losses import ExampleLosses, outputs_digest, write_examples
+from ablate.training.optim import autocast, build, schedule, set_rates
 from assemblies import (
     CoCa,
     CoCaConfig,
@@ -39,7 +39,7 @@ from assemblies import (
     load,
     transplant,
 )
-from assemblies.accumulate import contrastive_gradients, pull
+from assemblies.accumulate import contrastive_gradients, surrogate_loss
 from assemblies.checkpoint import save
 from assemblies.construct import stream_seed
 from assemblies.parallel import (
@@ -101,7 +101,8 @@ class Training:
             self.model, self.data.splits["val"], self.device, self.autocast
         )
         self.weights = loss_weights(trial.cell, self.recipe)
-        self.optimizer = adamw(self.model, self.recipe)
+        self.examples = ExampleLosses()
+        self.optimizer = build(self.model, self.recipe)
         self.state = State()
 
     def make_batches(self) -> TrainBatches | Prefetched:
@@ -116,30 +117,32 @@ class Training:
         """Train to the end; yield the step's metrics at about 50 points and at each evaluation."""
         recipe, state = self.recipe, self.state
         every = max(1, recipe.steps // CURVE_POINTS)
-        looks = {round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)}
-        while state.step < recipe.steps and not self.out_of_patience(looks):
+        evaluations = {
+            round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)
+        }
+        while state.step < recipe.steps and not self.out_of_patience(evaluations):
             began = time.perf_counter()
             metrics = self.step()
             state.step += 1
-            logged = state.step % every == 0 or state.step in looks
+            logged = state.step % every == 0 or state.step in evaluations
             shown = {f"train/{k}": v for k, v in metrics.items()} if logged else {}
-            if state.step in looks:
-                shown |= {f"val/{k}": v for k, v in self.look().items()}
+            if state.step in evaluations:
+                shown |= {f"val/{k}": v for k, v in self.validate().items()}
             state.seconds += time.perf_counter() - began
             if logged:
                 yield {"step": state.step, "seconds": state.seconds, **shown}
 
-    def out_of_patience(self, looks: set[int]) -> bool:
-        """Return whether the last ``patience`` looks at validation found nothing better."""
-        vain = sum(self.state.best_step < look <= self.state.step for look in looks)
+    def out_of_patience(self, evaluations: set[int]) -> bool:
+        """Return whether the last ``patience`` evaluations, by their steps, were no better."""
+        vain = sum(self.state.best_step < step <= self.state.step for step in evaluations)
         return 0 < self.recipe.patience <= vain
 
     def step(self) -> Metrics:
         """Take one optimiser step."""
         recipe = self.recipe
-        lr = recipe.lr * schedule(self.state.step, recipe)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = schedule(self.state.step, recipe)
+        set_rates(self.optimizer, factor)
+        lr = recipe.lr * factor
         batch = self.batches[self.state.step].to(self.device)
         metrics = self.backward(batch)
         add_gradients([*self.model.parameters()])
@@ -220,18 +223,18 @@ class Training:
         if out.embeddings is not None and slope is None:
             found["contrastive"] = contrast_share(out.embeddings, part.groups)
         elif out.embeddings is not None and slope is not None:
-            found["contrastive"] = pull(out.embeddings, slope)
+            found["contrastive"] = surrogate_loss(out.embeddings, slope)
         for name, value in collect_auxiliary_losses(self.model).items():
             refuse_parts(self.recipe, "a block's auxiliary loss")
             found[f"auxiliary/{name}"] = value / (self.parts * world_size())
         return found
 
-    def look(self) -> Metrics:
+    def validate(self) -> Metrics:
         """Evaluate on the validation split and remember the model if it is the best so far.
 
         Only the first rank does; the others learn the loss, which decides how training goes on.
         """
-        metrics = self.measure("val") if rank() == 0 else {}
+        metrics = self.evaluate_split("val") if rank() == 0 else {}
         loss = broadcast_from_rank0(metrics.get(SELECTION, math.nan))
         if not math.isfinite(loss):
             raise DivergedError(f"validation loss {loss} at step {self.state.step}")
@@ -244,10 +247,16 @@ class Training:
                 }
         return metrics
 
-    def measure(self, split: str) -> Metrics:
-        """Evaluate the model as it is on a split."""
-        found = self.data.splits[split]
-        return evaluate(self.model, found, self.recipe, self.device, self.autocast)
+    def evaluate_split(self, split: str, examples: ExampleLosses | None = None) -> Metrics:
+        """Evaluate the model as it is on a split, and collect its losses by example where asked."""
+        return evaluate(
+            self.model,
+            self.data.splits[split],
+            self.recipe,
+            self.device,
+            self.autocast,
+            examples=examples,
+        )
 
     def close(self) -> None:
         """Stop making batches."""
@@ -263,9 +272,9 @@ class Training:
         ran["train_seconds"] = self.state.seconds
         if self.stage.is_search:
             return {f"val/{SELECTION}": self.state.best, **ran}
-        last = {} if self.state.best_step == self.state.step else self.measure("test")
+        last = {} if self.state.best_step == self.state.step else self.evaluate_split("test")
         self.model.load_state_dict(self.state.best_model)
-        metrics = self.measure("test")
+        metrics = self.evaluate_split("test", self.examples)
         found = {f"last/{k}": v for k, v in (last or metrics).items()}
         if self.trial.cell.captions:
             captioner = Captioner(self.model, self.data.tokenizer)
@@ -309,13 +318,10 @@ class Training:
         self.state.best_model = {k: v.cpu() for k, v in self.state.best_model.items()}
 
     def write_model(self, directory: Path) -> None:
-        """Write the best model as a checkpoint folder, and its losses by example beside it."""
+        """Write the best model as a checkpoint folder, and beside it the losses by example."""
         tokenizer = self.data.tokenizer.to_str()
         save(self.trial.cell, self.state.best_model, directory / "model", tokenizer=tokenizer)
-        found = example_losses(
-            self.model, self.data.splits["test"], self.recipe, self.device, self.autocast
-        )
-        write_examples(found, directory)
+        write_examples(self.examples.tensors(), directory)
 
     def record(self, final: Metrics) -> dict[str, Any]:
         """Return the stage's record; ``outputs`` and ``built`` tell one model from another."""

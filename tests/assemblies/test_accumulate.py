@@ -7,7 +7,7 @@ import torch
 from samples import small
 
 from assemblies import CoCa, contrastive_loss
-from assemblies.accumulate import contrastive_gradients, pull
+from assemblies.accumulate import contrastive_gradients, surrogate_loss
 
 
 def batch(rows: int = 12) -> tuple[torch.Tensor, ...]:
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_the_whole_batch(contrast: str, parts: int) -> No
     embed = [functools.partial(model.embed, *piece) for piece in pieces]
     value, slopes = contrastive_gradients(embed, lambda e: contrastive_loss(e, groups))
     for part, slope in zip(embed, slopes, strict=True):
-        pull(part(), slope).backward()
+        surrogate_loss(part(), slope).backward()
     torch.testing.assert_close(value, whole.detach(), atol=1e-5, rtol=1e-5)
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()

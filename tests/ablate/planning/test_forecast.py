@@ -19,7 +19,7 @@ from ablate.core.resources import ProbeConditions
 from ablate.core.trial import Trial, make_trial
 from ablate.data import open_pairs
 from ablate.execution.ray_cluster import worker_environment
-from ablate.planning.estimate import estimate_memory, machine_speed, saved_bytes
+from ablate.planning.costs import estimate_memory, machine_speed, saved_bytes
 from ablate.planning.forecast import ESTIMATED, MEASURED, RECORDED, Forecast, forecast, known
 from ablate.planning.planner import StudyOptions, make_plan
 from ablate.training.stages import run_trial

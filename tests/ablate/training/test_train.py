@@ -18,7 +18,7 @@ from ablate.core.trial import from_dict as trial_from_dict
 from ablate.data import encode_split, open_pairs, open_tokenizer
 from ablate.data.batches import Batch, further_captions
 from ablate.training.evaluate import recalls, references
-from ablate.training.optim import adamw, autocast, schedule
+from ablate.training.optim import OPTIMIZER, autocast, build, schedule, set_rates
 from ablate.training.stages import run_trial
 from ablate.training.train import DivergedError, Training
 from assemblies import CoCa, CoCaConfig
@@ -136,7 +136,9 @@ def test_a_loss_of_weight_0_is_not_computed(shapes: str) -> None:
     for weight, missing in (("caption_weight", "caption"), ("contrastive_weight", "contrastive")):
         training = train(trial(shapes, **{weight: 0.0}))
         assert missing not in training.step()
-        assert missing in training.measure("val")  # what a model can do is measured all the same
+        assert missing in training.evaluate_split(
+            "val"
+        )  # what a model can do is measured all the same
 
 
 @pytest.mark.parametrize(("name", "has", "lacks"), [
@@ -162,7 +164,7 @@ def test_a_trial_can_start_from_another_ones_checkpoint(shapes: str, tmp_path: P
     initial = str(tmp_path / "first/model")
     second = trial(shapes, cell=small("baseline"), initial=initial)
     training = train(second)
-    before = training.measure("test")
+    before = training.evaluate_split("test")
     expected = json.loads((tmp_path / "first/result.json").read_text())["metrics"]
     assert before["coca"] == pytest.approx(expected["test/coca"], abs=1e-5)
 
@@ -201,7 +203,7 @@ def test_only_the_matrices_of_linear_maps_decay() -> None:
     model = CoCa(small(**{"image.position": "rope_mixed", "text.position": "learned"}))
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, others = (
-        {names[id(p)] for p in group["params"]} for group in adamw(model, Recipe()).param_groups
+        {names[id(p)] for p in group["params"]} for group in build(model, Recipe()).param_groups
     )
     assert decayed | others == set(names.values())
     assert decayed & others == set()
@@ -209,8 +211,26 @@ def test_only_the_matrices_of_linear_maps_decay() -> None:
     for part in ("gain", "bias", "table", "queries", "frequencies", "tokens", "cls", "log_scale"):
         assert any(part in name for name in others), part
         assert not any(part in name.split(".") for name in decayed), part
-    weights = [group["weight_decay"] for group in adamw(model, Recipe()).param_groups]
+    weights = [group["weight_decay"] for group in build(model, Recipe()).param_groups]
     assert weights == [Recipe().weight_decay, 0.0]
+
+
+def test_every_group_keeps_its_own_base_rate() -> None:
+    optimizer = build(nn.Linear(2, 2), Recipe(lr=0.5))
+    assert [group["base_lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    optimizer.param_groups[1]["base_lr"] = 0.1
+    set_rates(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.025]
+
+
+def test_an_optimiser_keeps_as_many_moments_as_it_says() -> None:
+    linear = nn.Linear(30, 20)
+    optimizer = build(linear, Recipe())
+    linear(torch.ones(30)).sum().backward()
+    optimizer.step()
+    state = optimizer.state[linear.weight].values()
+    kept = sum(value.numel() for value in state if value.ndim > 0)
+    assert kept == OPTIMIZER.moments * linear.weight.numel()
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:
@@ -267,10 +287,10 @@ def test_all_captions_are_looked_at_for_recall(shapes: str) -> None:
     split = training.data.splits["test"]
     rows = list(further_captions(split, 7))
     assert sum(len(lengths) for _, lengths, _ in rows) == sum(len(ids) - 1 for ids in split.ids) > 0
-    before = training.measure("test")
+    before = training.evaluate_split("test")
     for several in split.ids:
         several[1] = several[0]
-    after = training.measure("test")
+    after = training.evaluate_split("test")
     assert after["caption"] == before["caption"]
     assert after != before
 
