@@ -49,7 +49,7 @@ def evaluate(
                 predicted = int(batch.lengths.sum()) - len(batch.lengths)
                 caption, predictions = caption + float(loss) * predicted, predictions + predicted
         if examples is not None:
-            examples.add(batch, moved, out, model.head, full=full)
+            examples.add(batch, moved, out, model, full=full)
         if out.embeddings is not None:
             # InfoNCE also where SigLIP's loss is trained, so that models can be compared.
             embeddings = out.embeddings._replace(bias=None)

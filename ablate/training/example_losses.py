@@ -30,13 +30,13 @@ class ExampleLosses:
     def __init__(self) -> None:
         self.parts: list[dict[str, Tensor]] = []
 
-    def add(self, batch: Batch, moved: Batch, out: CoCaOutput, head: Tensor, *, full: bool) -> None:
+    def add(self, batch: Batch, moved: Batch, out: CoCaOutput, model: CoCa, *, full: bool) -> None:
         """Take a batch's losses from the model's output; ``moved`` is the batch on its device."""
         number = torch.full((len(batch.lengths),), len(self.parts))
         part = {"group": batch.groups, "batch": number}
         if out.states is not None:
             part["tokens"] = batch.lengths - 1
-            part["caption"] = _caption_losses(out.states, head, moved).cpu()
+            part["caption"] = _caption_losses(out.states, model.head, moved).cpu()
         if out.embeddings is not None:
             losses = contrastive_losses(out.embeddings._replace(bias=None), moved.groups)
             # Pairs of a smaller batch have fewer to be told from, hence lower losses.

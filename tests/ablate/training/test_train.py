@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from samples import small
+from torch import nn
 
 from ablate.core.recipe import Recipe, from_dict, with_fields
 from ablate.core.records import read_curve
