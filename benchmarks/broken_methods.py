@@ -19,10 +19,13 @@ import tempfile
 from pathlib import Path
 
 TOP = Path(__file__).parents[1]
-TESTS = [f"tests/ablate/test_{n}.py" for n in ("calibration", "statistics", "factorial", "effects")]
+TESTED = ("calibration", "tests_and_intervals", "factorial", "effects")
+TESTS = [f"tests/ablate/stats/test_{name}.py" for name in TESTED]
 IGNORED = shutil.ignore_patterns(".git", ".venv", "studies", "mlruns", "mlartifacts", "*.db")
-STATISTICS, EFFECTS, FACTORIAL = (f"ablate/{n}.py" for n in ("statistics", "effects", "factorial"))
-SEQUENTIAL, RACE = "ablate/sequential.py", "ablate/race.py"
+STATISTICS, EFFECTS, FACTORIAL, SEQUENTIAL, RACE = (
+    f"ablate/stats/{name}.py"
+    for name in ("tests_and_intervals", "effects", "factorial", "sequential", "race")
+)
 
 Break = tuple[str, str, str, str]  # what is broken, in which file, what stands there, and instead
 BREAKS: list[Break] = [
@@ -44,13 +47,13 @@ BREAKS: list[Break] = [
     ("a ratio's reference taken as constant", STATISTICS,
      "1 - ratio + (ratio * reference - candidate) / reference.mean()",
      "(reference - candidate) / reference.mean()"),
-    ("pairing by order, not by seed", EFFECTS, "losses[b, seed] / losses[a, seed]",
-     "losses[b, seed] / losses[a, min(s for c, s in losses if c == a)]"),
+    ("pairing by order, not by seed", EFFECTS, "improvement(losses[a, seed], losses[b, seed]",
+     "improvement(losses[a, min(s for c, s in losses if c == a)], losses[b, seed]"),
     ("all orders of swaps weigh alike", FACTORIAL,
      "math.factorial(before) * math.factorial(count - before - 1)", "math.factorial(count) / 4"),
     ("terms have one pooled error", FACTORIAL,
      "terms=_adjusted({t: _part(_name(t), values, rule) for t, values in terms(gains).items()})",
-     "terms=pooled_terms(gains)"),
+     "terms=__import__('pooled_terms').pooled_terms(gains)"),
     ("looks are not adjusted for", SEQUENTIAL, "return min(1.0, smallest, rank / len(found))",
      "return float(min(test(values[:n]) for n in reached))"),
     ("a race's intervals are of one look", EFFECTS,

@@ -27,7 +27,7 @@ from simulated import DEVIATION, NOISES, PILOT, Generator, draw_gains, grid_of, 
 
 from ablate.core.grid import Contrast, Grid
 from ablate.core.grids import PAPER
-from ablate.core.plan import AGAIN
+from ablate.planning.planner import A_A_ENDING
 from ablate.stats.effects import DecisionRule, Effect, Losses, effects, verdict_is_clear
 from ablate.stats.factorial import attribute
 from ablate.stats.race import AIMS, IMPROVEMENTS, hold_looks
@@ -196,8 +196,8 @@ def race(
     """
     primary = next(c for c in grid.contrasts if c.primary)
     reference = primary.pairs[0][0]
-    again = Contrast(name="A/A", pairs=((reference, reference + AGAIN),))
-    cells = [*grid.cells, reference + AGAIN]
+    again = Contrast(name="A/A", pairs=((reference, reference + A_A_ENDING),))
+    cells = [*grid.cells, reference + A_A_ENDING]
     rule, rows = DecisionRule(looks=usual_looks(last), aim=aim), []
     for _ in range(runs):
         gains = draw_gains(grid, truth, random)

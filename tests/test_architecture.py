@@ -130,6 +130,27 @@ def test_modules_import_in_no_circle() -> None:
     assert not arrows, f"circles among {', '.join(sorted(arrows))}"
 
 
+WORDS_OF_STATISTICS = {
+    # Types, constants and words that say what a number is; none of them computes one.
+    "ALPHA", "Attribution", "EXACT_PAIRS", "EXPLORATORY", "Effect", "FEWEST_SEEDS", "FUTILE",
+    "FUTILE_PRIMARY", "FUTILE_WORD", "IMPROVEMENTS", "Look", "Part", "DecisionRule", "Race",
+    "smallest_p", "spent", "verdict_is_clear",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["figures", "report"])
+def test_figures_and_reports_draw_from_the_results_alone(room: str) -> None:
+    for path in (ROOT / "ablate" / room).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            names = {alias.name for alias in node.names}
+            if node.module.startswith("ablate.stats"):
+                assert names <= WORDS_OF_STATISTICS, path
+            assert node.module != "scipy" or "stats" not in names, path
+            assert room == "report" or "stage_losses" not in names, path
+
+
 def test_rooms_stay_small() -> None:
     lines = {
         room: sum(

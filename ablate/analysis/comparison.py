@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ablate.analysis.losses import metric_sets, stage_losses
-from ablate.analysis.results import StudyResults, make_results
+from ablate.analysis.results import StudyResults, direction_of, make_results
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, METRICS, compared
 from ablate.core.plan import Plan, read_launches, read_plan
 from ablate.stats.effects import Effect, Losses, mean_improvements
 
@@ -45,8 +45,9 @@ class StudySummary:
 
     def gains(self, contrast: Contrast, metric: str) -> dict[int, float]:
         """Return a contrast's improvement by seed, of the seeds that its effect is made of."""
-        found = mean_improvements(contrast, metric_sets(self.plan, self.losses)[metric])
-        return {seed: found[seed] for seed in self.effects[contrast.name, metric].seeds}
+        sets = metric_sets(self.plan, self.losses)[metric]
+        by_seed = mean_improvements(contrast, sets, direction_of(metric))
+        return {seed: by_seed[seed] for seed in self.effects[contrast.name, metric].seeds}
 
     @classmethod
     def open(cls, directory: Path) -> StudySummary:
@@ -119,12 +120,13 @@ def _other_results(a: StudySummary, b: StudySummary) -> list[str]:
 
 def _results(side: StudySummary) -> dict[str, str]:
     """Return, by key of its stage, all digits of what a stage's test gave."""
+    keys = [metric.key for metric in compared()]
     return {
         stage.key: str(found)
         for trial in side.plan.trials
         for stage in trial.stages
         if any(found := [
-            side.losses[stage.prefix + metric].get((trial.name, trial.seed)) for metric in LABELS
+            side.losses[stage.prefix + metric].get((trial.name, trial.seed)) for metric in keys
         ])
     }  # fmt: skip
 
@@ -133,6 +135,7 @@ def declared_differ(a: Plan, b: Plan) -> list[str]:
     """Return what was declared otherwise for verdicts: it changes no number of the ledgers."""
     names = (plan.primary.name if plan.primary else "none" for plan in (a, b))
     found = {
+        "deciding metric": (METRICS[a.decides].label, METRICS[b.decides].label),
         "primary contrast": tuple(names),
         "smallest effect of interest": (f"{a.smallest_effect:g}%", f"{b.smallest_effect:g}%"),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, METRICS, compared
 from ablate.core.plan import Plan
 from ablate.core.trial import Trial
 from ablate.stats.effects import DecisionRule, Losses
@@ -30,7 +32,13 @@ def race_so_far(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = N
     }
     families = [plan.contrasts, [plan.noise] if plan.noise else []]
     return hold_looks(
-        families, DECISIVE, losses[DECISIVE], decision_rule(plan), plan.cells, settled
+        families,
+        plan.decides,
+        losses[plan.decides],
+        decision_rule(plan),
+        plan.cells,
+        settled,
+        METRICS[plan.decides].direction,
     )
 
 
@@ -41,24 +49,26 @@ def stage_losses(plan: Plan, ledger: Ledger) -> dict[str, Losses]:
     because a fine-tuning failed would be to choose seeds by what came of them.
     """
     losses: dict[str, dict[tuple[str, int], float]] = {
-        f"{stage.prefix}{metric}": {} for stage in plan.stages for metric in LABELS
+        f"{stage.prefix}{metric.key}": {} for stage in plan.stages for metric in compared()
     }
     for trial in plan.trials:
         for stage in trial.stages:
-            found = (ledger.record(trial, stage) or {}).get("metrics", {})
-            for metric in LABELS:
-                if f"test/{metric}" in found:
-                    place = trial.name, trial.seed
-                    losses[f"{stage.prefix}{metric}"][place] = found[f"test/{metric}"]
+            measured = (ledger.record(trial, stage) or {}).get("metrics", {})
+            for metric in compared():
+                if (name := f"test/{metric.key}") in measured:
+                    losses[stage.prefix + metric.key][trial.name, trial.seed] = measured[name]
     return dict(losses)
 
 
-def metric_sets(plan: Plan, losses: dict[str, Losses]) -> dict[str, list[Losses]]:
+def metric_sets(plan: Plan, losses: Mapping[str, Losses]) -> dict[str, list[Losses]]:
     """Return the losses that each reported metric is made of: several for a mean over sets."""
-    sets = {name: [found] for name, found in losses.items()}
+    sets = {name: [by_trial] for name, by_trial in losses.items()}
     later = plan.stages[1:]
     if later:
-        sets |= {f"{FINETUNED}{m}": [losses[s.prefix + m] for s in later] for m in LABELS}
+        sets |= {
+            FINETUNED + metric.key: [losses[stage.prefix + metric.key] for stage in later]
+            for metric in compared()
+        }
     return sets
 
 

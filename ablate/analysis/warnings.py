@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from ablate.analysis.losses import needed_trials
 from ablate.core.ledger import Ledger
+from ablate.core.metrics import METRICS
 from ablate.core.plan import Plan
 from ablate.stats.effects import DecisionRule, Losses, improvements, is_usable, missing, up_to_look
 from ablate.stats.race import Race
@@ -59,24 +61,28 @@ def duplicate_losses(losses: Losses) -> list[str]:
 
 
 def below_chance(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
-    """Return which cells of the primary contrast are no better than knowing nothing."""
-    found = []
-    for metric, known in plan.references[plan.stages[0].name].items():
+    """Return which cells of the primary contrast are no better than an untrained model."""
+    warnings = []
+    for name, baseline in plan.references[plan.stages[0].name].items():
+        metric = METRICS[name]
         for cell in sorted(plan.primary.cells) if plan.primary else ():
-            own = [loss for (name, _), loss in losses.get(metric, {}).items() if name == cell]
-            if own and np.mean(own) >= known:
-                found.append(
-                    f"{cell} is no better than knowing nothing in {metric} ({np.mean(own):.4g}, "
-                    f"knowing nothing {known:.4g}): it has learned too little to tell of a swap"
+            values = [loss for (other, _), loss in losses.get(name, {}).items() if other == cell]
+            mean = float(np.mean(values)) if values else math.nan
+            better = mean < baseline if metric.direction == "lower" else mean > baseline
+            if values and not better:
+                warnings.append(
+                    f"{cell} is no better than chance in {metric.label} ({mean:.4g}; chance, "
+                    f"{metric.chance}, is {baseline:.4g}): it is undertrained, and the swap cannot "
+                    "be assessed"
                 )
-    return found
+    return warnings
 
 
 def effect_warnings(plan: Plan, losses: Losses, rule: DecisionRule) -> list[str]:
     """Return which contrasts in the decisive loss are to be read with care, and why."""
     found: list[str] = []
     for contrast in (*plan.contrasts, *([plan.noise] if plan.noise else [])):
-        by_seed = improvements(contrast, losses)
+        by_seed = improvements(contrast, losses, METRICS[plan.decides].direction)
         seeds = up_to_look(list(by_seed), rule)
         if len(seeds) > 1 and not varies(np.array(list(by_seed.values()))):
             found.append(

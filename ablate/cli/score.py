@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ablate.core.metrics import SELECTION
 from ablate.core.recipe import Recipe
 from ablate.data.dataset import open_dataset
 from ablate.data.rows import SPLITS
@@ -70,7 +71,7 @@ def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
     precision = autocast(recipe.precision, device)
     found = evaluate(captioner.model, data.splits[split], recipe, device, precision)
     captioner.model.eval()
-    del found["coca"]
+    del found[SELECTION]
     if captioner.model.cell.captions:
         found |= evaluate_captions(captioner, data.pairs, split)
     return found

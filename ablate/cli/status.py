@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ablate.analysis.losses import needed_trials, race_so_far
 from ablate.core.ledger import Ledger
+from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.core.search_results import RECORD, best, read_outcomes
 from ablate.core.trial import Stage, Trial
@@ -38,23 +39,23 @@ def status(study: Path) -> dict[str, Any]:
     """
     found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
     if (study / RECORD).exists() and not (study / STUDY_FILE).exists():
-        return {**found, "grid": "", "trials": []}
+        return {**found, "grid": "", "decides": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = race_so_far(plan, ledger) if plan.looks else None
-    trials = [_of_trial(trial, ledger) for trial in needed_trials(plan, race)]
-    return {**found, "grid": plan.grid, "trials": trials}
+    trials = [_of_trial(trial, ledger, plan.decides) for trial in needed_trials(plan, race)]
+    return {**found, "grid": plan.grid, "decides": plan.decides, "trials": trials}
 
 
 def _of_search(study: Path) -> dict[str, dict[str, Any]]:
     """Return of each cell that is tuned, or of the walk: trials so far, and the lowest loss."""
     leading = {subject: (own, best(own)) for subject, own in read_outcomes(study).items()}
     return {
-        subject: {"trials": len(own), "val/coca": first and first.loss}
+        subject: {"trials": len(own), f"val/{SELECTION}": first and first.loss}
         for subject, (own, first) in leading.items()
     }
 
 
-def _of_trial(trial: Trial, ledger: Ledger) -> dict[str, Any]:
+def _of_trial(trial: Trial, ledger: Ledger, decides: str) -> dict[str, Any]:
     over = ledger.result(trial) is not None
     failure = [] if over else (ledger.failure(trial) or "").strip().splitlines()
     return {
@@ -62,15 +63,16 @@ def _of_trial(trial: Trial, ledger: Ledger) -> dict[str, Any]:
         "seed": trial.seed,
         "folder": str(ledger.folder(trial)),
         "failure": failure[-1] if failure else "",
-        "stages": {stage.name: _of_stage(trial, stage, ledger) for stage in trial.stages},
+        "stages": {stage.name: _of_stage(trial, stage, ledger, decides) for stage in trial.stages},
     }
 
 
-def _of_stage(trial: Trial, stage: Stage, ledger: Ledger) -> dict[str, Any]:
+def _of_stage(trial: Trial, stage: Stage, ledger: Ledger, decides: str) -> dict[str, Any]:
     record = ledger.record(trial, stage)
-    steps, coca = stage.recipe.steps, record and record["metrics"]["test/coca"]
+    steps, name = stage.recipe.steps, f"test/{decides}"
+    value = record and record["metrics"].get(name)
     reached = steps if record else ledger.reached(trial, stage)
-    return {"done": record is not None, "step": reached, "steps": steps, "test/coca": coca}
+    return {"done": record is not None, "step": reached, "steps": steps, name: value}
 
 
 def _is_locked(study: Path) -> bool:
@@ -89,8 +91,9 @@ def show(found: dict[str, Any]) -> None:
     """Print a table of trials by stages, and what there is to do."""
     trials, console = found["trials"], make_console()
     for subject, own in found["search"].items():
-        loss = "none yet" if own["val/coca"] is None else f"{own['val/coca']:.4f}"
-        line = f"search: {subject}: {own['trials']} done, lowest validation CoCa loss {loss}"
+        loss = "none yet" if own[f"val/{SELECTION}"] is None else f"{own[f'val/{SELECTION}']:.4f}"
+        label = METRICS[SELECTION].label
+        line = f"search: {subject}: {own['trials']} done, lowest validation {label} {loss}"
         console.print(line, highlight=False, markup=False)
     running = "a process is running it" if found["running"] else "no process is running it"
     if not trials:
@@ -103,7 +106,7 @@ def show(found: dict[str, Any]) -> None:
     for name in ("cell", "seed", *stages, ""):
         table.add_column(name)
     for trial in trials:
-        cells = [_words(trial["stages"][stage]) for stage in stages]
+        cells = [_words(trial["stages"][stage], found["decides"]) for stage in stages]
         table.add_row(trial["cell"], str(trial["seed"]), *cells, trial["failure"][:80])
     console.print(table, markup=False)
     done = sum(all(stage["done"] for stage in trial["stages"].values()) for trial in trials)
@@ -115,7 +118,8 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def _words(stage: dict[str, Any]) -> str:
+def _words(stage: dict[str, Any], decides: str) -> str:
     if stage["done"]:
-        return f"CoCa loss {stage['test/coca']:.3f}"
+        value = stage[f"test/{decides}"]
+        return "done" if value is None else f"{METRICS[decides].label} {value:.3f}"
     return f"step {stage['step']} of {stage['steps']}" if stage["step"] else "-"

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ablate.core.metrics import DECIDES
 from ablate.core.provenance import without_passwords
 from ablate.tracking.mlflow_store import (
     MLFLOW_ENVIRONMENT,
@@ -114,9 +115,12 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
         order_by=["params.`pair` ASC"],  # as many of each cell; the best ones would flatter
     )
     runs = [run.info.run_id for run in first]
+    decides = study.data.tags.get("ablate.decides", DECIDES)
     plain = {
         "trial": runs_link(base, experiment, runs_filter(parent)),
-        "effect": runs_link(base, experiment, runs_filter(parent, "effect"), "coca/p_adjusted"),
+        "effect": runs_link(
+            base, experiment, runs_filter(parent, "effect"), f"{decides}/p_adjusted"
+        ),
     }
     ready = {
         role: view_link(base, experiment, parent, role)

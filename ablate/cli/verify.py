@@ -9,8 +9,8 @@ from ablate.report.verify_bundle import ENVIRONMENT, verify
 DONE, DOES_NOT_HOLD = 0, 1
 MOST_LINES = 20  # of what does not hold
 HOLDS = (
-    "losses follow from its losses by example, and its report, page and drawings from its ledger "
-    f"(not recomputed: PNG pictures, {ENVIRONMENT}, and what training itself gave)"
+    "losses follow from its losses by example, and its report and page from its ledger "
+    f"(not recomputed: figures, {ENVIRONMENT}, and what training itself gave)"
 )
 
 

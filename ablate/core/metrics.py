@@ -74,8 +74,3 @@ FINETUNED = "finetune/"  # before the name of a metric averaged over the fine-tu
 def compared() -> Iterator[Metric]:
     """Yield the metrics in which contrasts get effects, in the order of the report's columns."""
     return (metric for metric in METRICS.values() if metric.compared)
-
-
-# Transitional names of what `compared` yields and `DECIDES` is.
-LABELS: dict[str, str] = {metric.key: metric.label for metric in compared()}
-DECISIVE = DECIDES

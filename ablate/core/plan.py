@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ablate.core.files import read_json, write_json
 from ablate.core.grid import Contrast
+from ablate.core.metrics import DECIDES
 from ablate.core.trial import Stage, Trial, from_dict, to_dict
 from assemblies import CoCaConfig, Cost
 from blocks import UsageError
@@ -54,6 +55,7 @@ class Plan:
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     blocks: dict[str, str] = field(default_factory=dict)
     code: str = ""
+    decides: str = DECIDES
     smallest_effect: float = 1.0
     looks: tuple[int, ...] = ()
     aim: str = "improvements"
@@ -152,7 +154,7 @@ def read_plan(directory: Path) -> Plan:
             **{f.name: data[f.name] for f in dataclasses.fields(Plan) if f.name in data}
             | {
                 "trials": [from_dict(trial) for trial in data["trials"]],
-                "costs": {name: Cost(**price) for name, price in data["costs"].items()},
+                "costs": _in_order(data["trials"], data["costs"]),
                 "contrasts": tuple(_contrast(c) for c in data["contrasts"]),
                 "noise": _contrast(data["noise"]) if data["noise"] else None,
                 "factorial": {cell: tuple(swaps) for cell, swaps in data["factorial"].items()},
@@ -166,6 +168,14 @@ def read_plan(directory: Path) -> Plan:
         ) from None
     _check_folders(plan, directory)
     return plan
+
+
+def _in_order(
+    trials: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Cost]:
+    """Return costs by cell in the order of the grid, which JSON with sorted keys does not keep."""
+    names = dict.fromkeys([*(trial["name"] for trial in trials), *costs])
+    return {name: Cost(**costs[name]) for name in names if name in costs}
 
 
 def _check_folders(plan: Plan, directory: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ablate.core.files import read_json
-from ablate.core.metrics import Metrics
+from ablate.core.metrics import SELECTION, Metrics
 from ablate.core.trial import Stage
 from assemblies.checkpoint import CONFIG
 from blocks import UsageError
@@ -35,7 +35,7 @@ def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
 
 def _has_numbers(record: dict[str, Any], stage: Stage) -> bool:
     metrics = record.get("metrics")
-    if not isinstance(metrics, dict) or not (stage.is_search or "test/coca" in metrics):
+    if not isinstance(metrics, dict) or not (stage.is_search or f"test/{SELECTION}" in metrics):
         return False
     return all(type(value) in (int, float) for value in metrics.values())
 

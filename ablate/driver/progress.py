@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ablate.core.metrics import DECIDES, METRICS, SELECTION, compared
 from ablate.core.trial import Trial
 
 OUTPUTS = ("auto", "quiet", "json")
 MOST_COLUMNS, MOST_ROWS = 12, 30  # of seeds and cells that are shown one by one
-SHOWN = {"contrastive": "contrastive", "perplexity": "perplexity", "coca": "CoCa loss"}
 
 
 class Progress:
@@ -26,7 +26,13 @@ class Progress:
     Of itself it says nothing (``--quiet``); the other outputs show it.
     """
 
-    def __init__(self, trials: Sequence[Trial], done: dict[Trial, dict[str, float]]) -> None:
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        done: dict[Trial, dict[str, float]],
+        decides: str = DECIDES,
+    ) -> None:
+        self.decides = METRICS[decides]
         self.trials, self.total = [*trials], len(trials) + len(done)
         self.results, self.failures = dict(done), dict[Trial, str]()
         self.stops = dict[Trial, int]()
@@ -51,7 +57,7 @@ class Progress:
         step = float(metrics.get("step", 0))
         self.first.setdefault(trial, step)
         self.reached[trial] = step
-        if (loss := metrics.get("val/coca", math.inf)) < self.best[0]:
+        if (loss := metrics.get(f"val/{SELECTION}", math.inf)) < self.best[0]:
             self.best = (loss, name(trial))
 
     def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
@@ -99,9 +105,13 @@ class Lines(Progress):
     """A line for each trial that ends: for logs and pipes."""
 
     def __init__(
-        self, trials: Sequence[Trial], done: dict[Trial, dict[str, float]], console: Console
+        self,
+        trials: Sequence[Trial],
+        done: dict[Trial, dict[str, float]],
+        console: Console,
+        decides: str = DECIDES,
     ) -> None:
-        super().__init__(trials, done)
+        super().__init__(trials, done, decides)
         self.console = console
 
     def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
@@ -129,9 +139,13 @@ class LiveTable(Progress):
     """One table of cells by seeds that is redrawn in place; failures stay above it as lines."""
 
     def __init__(
-        self, trials: Sequence[Trial], done: dict[Trial, dict[str, float]], console: Console
+        self,
+        trials: Sequence[Trial],
+        done: dict[Trial, dict[str, float]],
+        console: Console,
+        decides: str = DECIDES,
     ) -> None:
-        super().__init__(trials, done)
+        super().__init__(trials, done, decides)
         self.every = sorted([*done, *trials], key=lambda trial: trial.seed)
         self.cells = list(dict.fromkeys(trial.name for trial in self.every))
         self.seeds = sorted({trial.seed for trial in self.every})
@@ -157,7 +171,7 @@ class LiveTable(Progress):
     def drawn(self) -> Group:
         """Return the table and the line under it."""
         table = Table(box=None, pad_edge=False)
-        table.add_column("CoCa loss")
+        table.add_column(self.decides.label)
         wide = len(self.seeds) > MOST_COLUMNS
         for title in ("done", "mean") if wide else [f"seed {seed}" for seed in self.seeds]:
             table.add_column(title, justify="right", min_width=7)
@@ -172,18 +186,18 @@ class LiveTable(Progress):
         return [self.shown(own[seed]) if seed in own else Text("") for seed in self.seeds]
 
     def _many(self, own: dict[int, Trial]) -> list[Text]:
-        found = [
-            r["test/coca"] for t in own.values() if "test/coca" in (r := self.results.get(t, {}))
-        ]
-        mean = f"{sum(found) / len(found):.3f}" if found else ""
-        return [Text(f"{len(found)}/{len(own)}"), Text(mean)]
+        name = f"test/{self.decides.key}"
+        values = [r[name] for t in own.values() if name in (r := self.results.get(t, {}))]
+        mean = f"{sum(values) / len(values):.3f}" if values else ""
+        return [Text(f"{len(values)}/{len(own)}"), Text(mean)]
 
     def shown(self, trial: Trial) -> Text:
         """Return a trial as one word: its test loss, how far it is, failed, or waiting."""
         if trial in self.failures:
             return Text("failed", style="red")
         if trial in self.results:
-            return Text(f"{self.results[trial].get('test/coca', math.nan):.3f}", style="green")
+            value = self.results[trial].get(f"test/{self.decides.key}", math.nan)
+            return Text(f"{value:.3f}", style="green")
         if trial in self.stops:
             return Text(f"({self.stops[trial] / trial.steps:.0%})", style="dim")
         if trial in self.running or trial in self.reached:
@@ -238,21 +252,25 @@ class JsonLines(Progress):
 
 
 def make_progress(
-    trials: Sequence[Trial], done: dict[Trial, dict[str, float]], console: Console, output: str
+    trials: Sequence[Trial],
+    done: dict[Trial, dict[str, float]],
+    console: Console,
+    output: str,
+    decides: str = DECIDES,
 ) -> Progress:
     """Return the output asked for: ``auto`` is a table on a terminal and lines elsewhere."""
     assert output in OUTPUTS, output
     if output == "quiet":
-        return Progress(trials, done)
+        return Progress(trials, done, decides)
     if output == "json":
-        return JsonLines(trials, done)
-    return (LiveTable if console.is_terminal else Lines)(trials, done, console)
+        return JsonLines(trials, done, decides)
+    return (LiveTable if console.is_terminal else Lines)(trials, done, console, decides)
 
 
 def losses(metrics: dict[str, float]) -> str:
-    """Return the test losses that a trial has, the first stage's, in words."""
-    found = {words: metrics.get(f"test/{key}") for key, words in SHOWN.items()}
-    return ", ".join(f"{words} {value:.4g}" for words, value in found.items() if value is not None)
+    """Return the compared test metrics that a trial has, the first stage's, in words."""
+    values = {metric.label: metrics.get(f"test/{metric.key}") for metric in compared()}
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)
 
 
 def name(trial: Trial) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ablate.core.grid import Design
 from ablate.core.ledger import Ledger
+from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from ablate.core.provenance import launch_note
 from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_outcomes
@@ -41,6 +42,7 @@ from assemblies import CoCa
 from assemblies.construct import count_parameters
 from blocks import Registry
 
+LABEL = METRICS[SELECTION].label
 MOST_NAMED = 6  # cells in a line
 
 
@@ -233,7 +235,9 @@ class SearchLines(Progress):
     def finished(self, trial: Trial, metrics: dict[str, float]) -> None:
         """Print a trial's best validation loss."""
         seconds = metrics["train_seconds"]
-        self._print(trial, f"validation CoCa loss {metrics['val/coca']:.4f} ({seconds:.0f} s)")
+        self._print(
+            trial, f"validation {LABEL} {metrics[f'val/{SELECTION}']:.4f} ({seconds:.0f} s)"
+        )
 
     def failed(self, trial: Trial, reason: str) -> None:
         """Print why a trial failed."""

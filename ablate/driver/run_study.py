@@ -83,7 +83,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
 
         def run(left: Sequence[Trial]) -> None:
             done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
-            with progress.make_progress(left, done, console, launch.output) as shown:
+            with progress.make_progress(left, done, console, launch.output, plan.decides) as shown:
                 execute(
                     left,
                     ledger,

@@ -6,19 +6,16 @@ cells are in `ablate.figures.cell_figures`, the contact sheet is in `ablate.figu
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 
-from ablate.analysis.losses import stage_losses
 from ablate.analysis.results import StudyResults
 from ablate.core.grid import Contrast
-from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, METRICS, Metric, compared
 from ablate.core.plan import Plan
 from ablate.core.search_results import read_outcomes
 from ablate.figures.cell_figures import cost_against_quality, curves
@@ -40,52 +37,55 @@ from ablate.figures.style import (
     verdict_mark,
     with_style,
 )
-from ablate.stats.effects import Effect, Losses
-from ablate.stats.factorial import Attribution
-from ablate.stats.tests_and_intervals import t_interval
+from ablate.stats.effects import Effect
+from ablate.stats.factorial import Attribution, Part
 
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
 
 
-def draw_figures(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Path]:
+def draw_figures(plan: Plan, folder: Path, results: StudyResults) -> list[Path]:
     """Draw all figures that the study has data for, each as PNG and SVG; returns their paths."""
-    made: dict[str, Callable[[], Drawing | None]] = {
-        "effects": lambda: forest(plan, found),
-        "effects-finetuned": lambda: forest(plan, found, FINETUNED),
-        "slopes": lambda: slopes(plan, ledger),
-        "shapley": lambda: shapley(found),
-        "interactions": lambda: interactions(plan, ledger),
-        "curves": lambda: curves(plan, ledger),
-        "cost": lambda: cost_against_quality(plan, ledger),
-        "search": lambda: history(read_outcomes(ledger.directory)) if plan.tuned else None,
+    drawings: dict[str, Callable[[], Drawing | None]] = {
+        "effects": lambda: forest(plan, results),
+        "effects-finetuned": lambda: forest(plan, results, FINETUNED),
+        "slopes": lambda: slopes(plan, results),
+        "shapley": lambda: shapley(results),
+        "interactions": lambda: interactions(plan, results),
+        "curves": lambda: curves(plan, results),
+        "cost": lambda: cost_against_quality(plan, results),
+        "search": lambda: history(read_outcomes(folder)) if plan.tuned else None,
     }
-    assert tuple(made) == DRAWINGS
-    return save_all(made, ledger.directory)
+    assert tuple(drawings) == DRAWINGS
+    return save_all(drawings, folder)
 
 
 @with_style
-def forest(plan: Plan, found: StudyResults, prefix: str = "") -> Drawing | None:
+def forest(plan: Plan, results: StudyResults, prefix: str = "") -> Drawing | None:
     """Return each contrast's improvement with its 95% interval, a panel per measured metric.
 
     The primary contrast is first, the A/A contrast last and grey; the zone within the smallest
     effect of interest is shaded. ``prefix`` is a stage's, or `FINETUNED`.
     """
-    every = [e for e in (*found.effects, *found.noise) if e.seeds]
-    by_metric = {m: {e.contrast: e for e in every if e.metric == prefix + m} for m in LABELS}
-    shown = {metric: own for metric, own in by_metric.items() if own}
-    if not shown:
+    measured = [e for e in (*results.effects, *results.noise) if e.seeds]
+    by_metric = {
+        metric: effects
+        for metric in compared()
+        if (effects := {e.contrast: e for e in measured if e.metric == prefix + metric.key})
+    }
+    if not by_metric:
         return None
     ordered = sorted(plan.contrasts, key=lambda c: not c.primary)
     contrasts = [*ordered, *([plan.noise] if plan.noise else [])]
-    rows = {c.name: c for c in contrasts if any(c.name in own for own in shown.values())}
+    rows = {c.name: c for c in contrasts if any(c.name in e for e in by_metric.values())}
     places = {name: i for i, name in enumerate(rows)}
     figure = new_figure(11, 1.3 + 0.32 * len(rows))
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for panel, (metric, own) in zip(panels, shown.items(), strict=True):
-        _forest_panel(panel, own, places, plan)
-        panel.set_title(LABELS[metric] + (" (decides)" if metric == DECISIVE else ""))
+    panels = figure.subplots(1, len(by_metric), sharey=True, squeeze=False)[0]
+    for panel, (metric, effects) in zip(panels, by_metric.items(), strict=True):
+        _forest_panel(panel, effects, places, plan)
+        panel.set_title(metric.label + " (decides)" * (metric.key == plan.decides))
     _name_rows(panels[0], rows, plan)
-    _tell_verdicts(panels[-1], {n: own[n].verdict for n in rows if n in own}, places)
+    verdicts = next((e for m, e in by_metric.items() if m.key == plan.decides), {})
+    _tell_verdicts(panels[-1], {n: verdicts[n].verdict for n in rows if n in verdicts}, places)
     figure.supxlabel(
         f"improvement in %, mean and 95% interval over seeds; right of 0 is better; shaded: less "
         f"than {plan.smallest_effect:g}%, of no interest",
@@ -95,11 +95,13 @@ def forest(plan: Plan, found: StudyResults, prefix: str = "") -> Drawing | None:
     return figure
 
 
-def _forest_panel(panel: Axes, own: dict[str, Effect], places: dict[str, int], plan: Plan) -> None:
+def _forest_panel(
+    panel: Axes, effects: dict[str, Effect], places: dict[str, int], plan: Plan
+) -> None:
     panel.axvspan(-plan.smallest_effect, plan.smallest_effect, color=ZONE, linewidth=0, zorder=0)
     panel.axvline(0, color=MUTED, linewidth=0.9, zorder=1)
-    reach = _reach(list(own.values()), plan.smallest_effect)
-    for effect in own.values():
+    reach = _reach(list(effects.values()), plan.smallest_effect)
+    for effect in effects.values():
         row, is_noise = places[effect.contrast], plan.noise and effect.contrast == plan.noise.name
         ink = MUTED if is_noise else verdict_ink(effect.verdict)
         primary = plan.primary and effect.contrast == plan.primary.name
@@ -149,36 +151,38 @@ def _tell_verdicts(panel: Axes, verdicts: dict[str, str], places: dict[str, int]
 
 
 @with_style
-def slopes(plan: Plan, ledger: Ledger) -> Drawing | None:
+def slopes(plan: Plan, results: StudyResults) -> Drawing | None:
     """Return the primary contrast seed by seed: a line from reference to candidate for each."""
-    if plan.primary is None:
-        return None
-    losses = stage_losses(plan, ledger)
-    pairs = {metric: _both_ends(plan.primary, losses[metric]) for metric in LABELS}
-    shown = {metric: own for metric, own in pairs.items() if own}
-    if not shown:
+    measured = [(m, results.pairs[m.key]) for m in compared() if results.pairs.get(m.key)]
+    if plan.primary is None or not measured:
         return None
     figure = new_figure(11, 3.6)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for panel, (metric, own) in zip(panels, shown.items(), strict=True):
-        better = sum(new < old for old, new in own.values())
-        for seed, (old, new) in own.items():
-            ink = IMPROVED if new < old else WORSE
-            panel.plot([0, 1], [old, new], "o-", color=ink, linewidth=1.2, markersize=4,
-                       label=f"seed {seed}")  # fmt: skip
-        means = np.mean(list(own.values()), axis=0)
-        panel.plot([0, 1], means, color=INK, linewidth=3, label="mean", zorder=3)
+    panels = figure.subplots(1, len(measured), squeeze=False)[0]
+    for panel, (metric, pairs) in zip(panels, measured, strict=True):
+        _slopes_panel(panel, pairs, metric)
         panel.set_xticks([0, 1], _ends(plan.primary))
-        panel.tick_params(axis="x", labelcolor=INK)
-        panel.set_xlim(-0.25, 1.25)
-        panel.set_title(LABELS[metric])
-        panel.set_xlabel(f"lower in {better} of {len(own)} seeds")
-        despine(panel, "y")
     figure.supxlabel(
-        "test loss, a line per seed, blue where it falls; the thick line is the mean",
+        "test metric, a line per seed, blue where it gets better; the thick line joins the means",
         fontsize=9, color=MUTED,
     )  # fmt: skip
     return figure
+
+
+def _slopes_panel(panel: Axes, pairs: Mapping[int, tuple[float, float]], metric: Metric) -> None:
+    sign = 1 if metric.direction == "lower" else -1
+    better = 0
+    for seed, (reference, candidate) in pairs.items():
+        improves = sign * candidate < sign * reference
+        better += improves
+        panel.plot([0, 1], [reference, candidate], "o-", color=IMPROVED if improves else WORSE,
+                   linewidth=1.2, markersize=4, label=f"seed {seed}")  # fmt: skip
+    means = [statistics.fmean(ends) for ends in zip(*pairs.values(), strict=True)]
+    panel.plot([0, 1], means, color=INK, linewidth=3, label="mean", zorder=3)
+    panel.tick_params(axis="x", labelcolor=INK)
+    panel.set_xlim(-0.25, 1.25)
+    panel.set_title(metric.label)
+    panel.set_xlabel(f"{metric.direction} in {better} of {len(pairs)} seeds")
+    despine(panel, "y")
 
 
 def _ends(contrast: Contrast) -> list[str]:
@@ -186,32 +190,20 @@ def _ends(contrast: Contrast) -> list[str]:
     return ["without", "with"] if others else [reference, candidate]
 
 
-def _both_ends(contrast: Contrast, losses: Losses) -> dict[int, tuple[float, float]]:
-    """Return reference's and candidate's loss by seed, as means over the contrast's pairs."""
-    seeds = {seed for _, seed in losses}
-    found = {
-        seed: tuple(
-            float(np.mean([losses.get((pair[end], seed), math.nan) for pair in contrast.pairs]))
-            for end in (0, 1)
-        )
-        for seed in sorted(seeds)
-    }
-    return {seed: (a, b) for seed, (a, b) in found.items() if math.isfinite(a + b)}
-
-
 @with_style
-def shapley(found: StudyResults) -> Drawing | None:
+def shapley(results: StudyResults) -> Drawing | None:
     """Return each swap's Shapley value as a step on the way from nothing to the whole gain."""
-    shown = {m: found.attributions[m] for m in LABELS if m in found.attributions}
-    if DECISIVE not in shown:
+    parted = [(m, results.attributions[m.key]) for m in compared() if m.key in results.attributions]
+    if results.decides not in results.attributions:
         return None
-    count = len(shown[DECISIVE].shapley) + 1
+    deciding = results.attributions[results.decides]
+    count = len(deciding.shapley) + 1
     figure = new_figure(11, 1.3 + 0.42 * count)
-    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for panel, (metric, attribution) in zip(panels, shown.items(), strict=True):
+    panels = figure.subplots(1, len(parted), sharey=True, squeeze=False)[0]
+    for panel, (metric, attribution) in zip(panels, parted, strict=True):
         _waterfall(panel, attribution)
-        panel.set_title(LABELS[metric])
-    parts = [*shown[DECISIVE].shapley, shown[DECISIVE].gain]
+        panel.set_title(metric.label)
+    parts = [*deciding.shapley, deciding.gain]
     panels[0].set_yticks(range(count), [part.name for part in parts])
     panels[0].set_ylim(count - 0.4, -0.6)
     for panel in panels:
@@ -253,62 +245,41 @@ def _waterfall(panel: Axes, found: Attribution) -> None:
 
 
 @with_style
-def interactions(plan: Plan, ledger: Ledger) -> Drawing | None:
+def interactions(plan: Plan, results: StudyResults) -> Drawing | None:
     """Return a panel per pair of swaps: one from without to with, without and with the other.
 
     Improvements over the cell without any swap, averaged over the settings of further swaps within
     each seed. Parallel lines add up: a dashed one shows where they would lead.
     """
-    cells = {frozenset(swaps): name for name, swaps in plan.factorial.items()}
-    losses = stage_losses(plan, ledger)[DECISIVE]
-    gains = _gains(cells, losses)
-    if not gains:
+    attribution = results.attributions.get(plan.decides)
+    by_pair: dict[tuple[str, str], dict[tuple[bool, bool], Part]] = {}
+    for setting in attribution.settings if attribution else ():
+        by_pair.setdefault(setting.swaps, {})[setting.present] = setting.gain
+    if not by_pair:
         return None
-    swaps = sorted(frozenset().union(*gains))
-    pairs = list(itertools.combinations(swaps, 2))[:MOST_PANELS]
-    if not pairs:
-        return None
+    pairs = list(by_pair.items())[:MOST_PANELS]
     figure = new_figure(max(11.0, 3.6 * len(pairs)), 3.4)
     panels = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
-    for panel, (one, other) in zip(panels, pairs, strict=True):
-        _interaction(panel, gains, one, other)
-    panels[0].set_ylabel(f"improvement of {LABELS[DECISIVE]} over {cells[frozenset()]}, %")
+    for panel, (swaps, gains) in zip(panels, pairs, strict=True):
+        _interaction(panel, gains, *swaps)
+    base = next(cell for cell, swaps in plan.factorial.items() if not swaps)
+    panels[0].set_ylabel(f"improvement of {METRICS[plan.decides].label} over {base}, %")
     return figure
 
 
-def _gains(cells: dict[frozenset[str], str], losses: Losses) -> dict[frozenset[str], np.ndarray]:
-    """Return each cell's gain [seeds] over the one without swaps, of seeds that all cells have."""
-    seeds = sorted({seed for _, seed in losses})
-    table = {
-        swaps: np.array([losses.get((name, seed), math.nan) for seed in seeds])
-        for swaps, name in cells.items()
-    }
-    if not seeds or not table:
-        return {}
-    whole = np.isfinite(np.sum(list(table.values()), axis=0))
-    reference = table[frozenset()][whole]
-    return {s: 100 * (1 - v[whole] / reference) for s, v in table.items()} if whole.any() else {}
-
-
 def _interaction(
-    panel: Axes, gains: dict[frozenset[str], np.ndarray], one: str, other: str
+    panel: Axes, gains: Mapping[tuple[bool, bool], Part], one: str, other: str
 ) -> None:
-    def seeds_of(with_one: bool, with_other: bool) -> np.ndarray:
-        wanted = (with_one, with_other)
-        chosen = [v for s, v in gains.items() if (one in s, other in s) == wanted]
-        return np.asarray(np.mean(chosen, axis=0))
-
     lines = {}
     for with_other, ink, shift in ((False, INK, -0.02), (True, CANDIDATE, 0.02)):
-        values = [seeds_of(with_one, with_other) for with_one in (False, True)]
-        means = [float(v.mean()) for v in values]
+        parts = [gains[with_one, with_other] for with_one in (False, True)]
+        means = [part.estimate for part in parts]
         xs = [shift, 1 + shift]
         words = f"{'with' if with_other else 'without'} {other}"
         panel.plot(xs, means, "o-", color=ink, linewidth=2, markersize=5, label=words)
-        for x, own in zip(xs, values, strict=True):
-            low, high = t_interval(own)
-            if math.isfinite(low) and high > low:
-                panel.plot([x, x], [low, high], color=ink, linewidth=1.1)
+        for x, part in zip(xs, parts, strict=True):
+            if math.isfinite(part.low) and part.high > part.low:
+                panel.plot([x, x], [part.low, part.high], color=ink, linewidth=1.1)
         lines[words] = means
     (left, right), (other_left, other_right) = lines.values()
     expected = [other_left, other_left + right - left]

@@ -11,7 +11,7 @@ from pathlib import Path
 from ablate.analysis.losses import stage_losses
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE
+from ablate.core.metrics import METRICS
 from ablate.core.plan import Plan, read_plan
 from ablate.core.resources import (
     ProbeConditions,
@@ -113,8 +113,14 @@ def expected_deviation(given: str, plan: Plan, ledger: Ledger) -> tuple[float, s
 def _measured_deviation(plan: Plan, ledger: Ledger) -> float | None:
     if plan.primary is None:
         return None
-    losses = stage_losses(plan, ledger)[DECISIVE]
-    found = effect(plan.primary, DECISIVE, losses, rule=DecisionRule())
+    losses = stage_losses(plan, ledger)[plan.decides]
+    found = effect(
+        plan.primary,
+        plan.decides,
+        losses,
+        rule=DecisionRule(),
+        direction=METRICS[plan.decides].direction,
+    )
     enough = len(found.seeds) >= FEWEST_SEEDS and 0 < found.standard_deviation < math.inf
     return found.standard_deviation if enough else None
 

@@ -48,7 +48,7 @@ def make_report(plan: Plan, ledger: Ledger, found: StudyResults) -> Document:
         effects_section(plan, found),
         *race_section(plan, ledger, found),
         *attribution_section(plan, found),
-        cells_section(plan, ledger, found),
+        cells_section(plan, found),
         *captions_section(plan),
         *examples_section(found),
         *problems_section(plan, ledger, found),
@@ -92,7 +92,7 @@ def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, StudyResults, li
 
     found = make_results(plan, ledger)
     try:
-        figures = draw_figures(plan, ledger, found)
+        figures = draw_figures(plan, ledger.directory, found)
     except OSError as error:
         raise _cannot_write(ledger.directory, error) from None
     document = make_report(plan, ledger, found)

@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from ablate.analysis.cells import CellMeans, Mean
 from ablate.analysis.results import StudyResults
-from ablate.core.ledger import Ledger
-from ablate.core.metrics import LABELS
+from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import Plan
-from ablate.core.trial import Stage, Trial
+from ablate.core.trial import Stage
 from ablate.report.document import Picture, Section, Table
-from ablate.stats.effects import is_usable
 
-RECALLS = ("image_to_text_recall@1", "text_to_image_recall@1", "image_to_text_recall@5")
-SELECTED = "the checkpoint with the lowest validation CoCa loss, tested once"
+SELECTED = f"the checkpoint with the lowest validation {METRICS[SELECTION].label}, tested once"
 
 
-def cells_section(plan: Plan, ledger: Ledger, found: StudyResults) -> Section:
+def cells_section(plan: Plan, results: StudyResults) -> Section:
     """Return what the cells reach in every stage."""
-    dropped = found.race.seeds if found.race else {}
-    measured = [
-        {name: _measured(plan.of_cell(name), ledger, stage) for name in plan.costs}
-        for stage in plan.stages
-    ]
-    uneven = len({len(done) for done in measured[0].values()}) > 1
+    dropped = results.race.seeds if results.race else {}
+    first = results.cells[plan.stages[0].name]
+    uneven = len({means.seeds for means in first.values()}) > 1
     apart = (
         " Cells here have different seeds, which these means do not make up for: compare cells by "
         "their effects, which do."
     )
+    chance = "; ".join(f"in {m.label} it is {m.chance}" for m in METRICS.values() if m.chance)
     return Section(
         title="Cells",
         paragraphs=[
-            f"Mean ± standard deviation over seeds on the test split of {SELECTED}. 'Knowing "
-            "nothing' is the contrastive loss of a coin and the perplexity of the training "
-            "captions' token frequencies. CIDEr is of greedy captions." + apart * uneven
+            f"Mean ± standard deviation over seeds on the test split of {SELECTED}. Chance is what "
+            f"a model knows that has learned nothing: {chance}. CIDEr is of greedy captions."
+            + apart
+            * uneven
         ],
         tables=[
             *(
-                _cell_table(plan, stage, own, dropped)
-                for stage, own in zip(plan.stages, measured, strict=True)
+                _cell_table(plan, stage, results.cells[stage.name], dropped)
+                for stage in plan.stages
             ),
-            _cost_table(plan, ledger),
+            _cost_table(plan, results.seconds),
         ],
         pictures=[
             Picture(
@@ -61,43 +57,26 @@ def cells_section(plan: Plan, ledger: Ledger, found: StudyResults) -> Section:
 
 
 def _cell_table(
-    plan: Plan,
-    stage: Stage,
-    measured: Mapping[str, Sequence[Mapping[str, float]]],
-    dropped: Mapping[str, int],
+    plan: Plan, stage: Stage, cells: Mapping[str, CellMeans], dropped: Mapping[str, int]
 ) -> Table:
-    known = plan.references[stage.name]
-    chance = (f"{known['contrastive']:.3f}", f"{known['perplexity']:.1f}", "-")
-    rows = [("knowing nothing", *chance, *("-",) * (len(RECALLS) + 3))]
-    names = [f"test/{k}" for k in (*LABELS, *RECALLS, "cider")] + ["last/coca"]
-    for name, done in measured.items():
-        values = [mean_and_deviation(_shown(n, m[n]) for m in done if n in m) for n in names]
-        wanted = dropped.get(name, plan.seeds)
-        early = ", dropped" * (wanted < plan.seeds)
-        rows.append((name, *values, f"{len(done)}/{wanted}{early}"))
+    """Return what cells reach in a stage, and above them what an untrained model would."""
+    tabled = [metric for metric in METRICS.values() if metric.tabled]
+    names = [*(f"test/{metric.key}" for metric in tabled), f"last/{SELECTION}"]
+    chance = plan.references[stage.name]
+    words = [_number(chance[m.key]) if m.key in chance else "-" for m in tabled]
+    rows = [("chance", *words, "-", "-")]
+    for cell, means in cells.items():
+        values = [_mean_and_deviation(means.values.get(name)) for name in names]
+        planned = dropped.get(cell, plan.seeds)
+        early = ", dropped" * (planned < plan.seeds)
+        rows.append((cell, *values, f"{means.seeds}/{planned}{early}"))
+    last = f"{METRICS[SELECTION].label} of the last weights"
     return Table(
         title=f"Cells: {stage.name}",
-        header=("cell", *LABELS.values(), *(r.replace("_", " ") for r in RECALLS), "CIDEr",
-                "CoCa loss of the last weights", "seeds"),
+        header=("cell", *(metric.label for metric in tabled), last, "seeds"),
         rows=rows,
         emphasised=_primary_rows(plan, rows),
-    )  # fmt: skip
-
-
-def _shown(name: str, value: float) -> float:
-    """Return a metric, nan for a loss that no effect can use either."""
-    is_loss = name.partition("/")[2] in LABELS
-    return value if is_usable(value) or not is_loss else math.nan
-
-
-def _measured(trials: Sequence[Trial], ledger: Ledger, stage: Stage) -> list[dict[str, float]]:
-    """Return what trials measured in the stage of that name, as far as they have finished it."""
-    found = []
-    for trial in trials:
-        own = next(s for s in trial.stages if s.name == stage.name)  # keys differ by trial
-        if record := ledger.record(trial, own):
-            found.append(record["metrics"])
-    return found
+    )
 
 
 def _primary_rows(plan: Plan, rows: Sequence[tuple[str, ...]]) -> frozenset[int]:
@@ -105,16 +84,15 @@ def _primary_rows(plan: Plan, rows: Sequence[tuple[str, ...]]) -> frozenset[int]
     return frozenset(i for i, row in enumerate(rows) if row[0] in cells)
 
 
-def _cost_table(plan: Plan, ledger: Ledger) -> Table:
+def _cost_table(plan: Plan, seconds: Mapping[str, float]) -> Table:
     """Return what cells cost, and what is left of their difference by the matching rule."""
     rows = []
-    for name, price in plan.costs.items():
-        done = [metrics for t in plan.of_cell(name) if (metrics := ledger.metrics(t))]
-        more = plan.beyond_reference(name)
+    for cell, price in plan.costs.items():
+        more = plan.beyond_reference(cell)
         parameters, flops = (f"{percents:+.2f}%" for percents in more)
-        seconds = f"{statistics.mean(m['train_seconds'] for m in done):.0f}" if done else "-"
-        rows.append((name, f"{price.parameters:,}", parameters,
-                     f"{price.step_flops / 1e9:,.2f}", flops, seconds))  # fmt: skip
+        rows.append((cell, f"{price.parameters:,}", parameters,
+                     f"{price.step_flops / 1e9:,.2f}", flops,
+                     f"{seconds[cell]:.0f}" if cell in seconds else "-"))  # fmt: skip
     versus = f"vs {plan.reference}"
     return Table(
         title="What cells cost",
@@ -127,14 +105,21 @@ def _cost_table(plan: Plan, ledger: Ledger) -> Table:
     )
 
 
-def mean_and_deviation(values: Iterable[float]) -> str:
-    """Return a column of numbers as mean and standard deviation, and how many are lost."""
-    every = list(values)
-    finite = [value for value in every if math.isfinite(value)]
-    lost = f" ({len(every) - len(finite)} unusable)" * (len(finite) < len(every))
-    if not finite:
+def _mean_and_deviation(value: Mean | None) -> str:
+    """Return a mean with its standard deviation, and how many values are lost."""
+    if value is None:
+        return "-"
+    lost = f" ({value.unusable} unusable)" * (value.unusable > 0)
+    if not math.isfinite(value.mean):
         return f"-{lost}"
-    mean = statistics.mean(finite)
-    digits = 1 if mean > 20 else 3
-    spread = f" ± {statistics.stdev(finite):.{digits}f}" if len(finite) > 1 else ""
-    return f"{mean:.{digits}f}{spread}{lost}"
+    digits = _digits(value.mean)
+    spread = f" ± {value.standard_deviation:.{digits}f}"
+    return f"{_number(value.mean)}{spread * math.isfinite(value.standard_deviation)}{lost}"
+
+
+def _number(mean: float) -> str:
+    return f"{mean:.{_digits(mean)}f}"
+
+
+def _digits(mean: float) -> int:
+    return 1 if mean > 20 else 3

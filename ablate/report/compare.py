@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from ablate.analysis.comparison import (
     Effects,
@@ -20,15 +16,14 @@ from ablate.analysis.comparison import (
     later_stages,
     other_cells,
 )
-from ablate.analysis.losses import decision_rule, metric_sets
+from ablate.analysis.pooling import Difference, difference, pool
 from ablate.core.grid import Contrast
-from ablate.core.metrics import DECISIVE, LABELS
+from ablate.core.metrics import METRICS, compared
 from ablate.report.document import Document, Section, Table
-from ablate.report.effect_sections import percent, seeds_words, shown, verdict_words
+from ablate.report.effect_sections import effect_cell, percent, seeds_words, verdict_words
 from ablate.report.methods import problems_section
 from ablate.report.summary import banner
-from ablate.stats.effects import FEWEST_SEEDS, Effect, Losses, effects
-from ablate.stats.tests_and_intervals import CONFIDENCE, t_interval
+from ablate.stats.effects import FEWEST_SEEDS, Effect
 from blocks import UsageError
 
 LOOKED = (
@@ -81,26 +76,6 @@ def _problems(side: StudySummary) -> list[Section]:
     ]
 
 
-def pool(a: StudySummary, b: StudySummary, alike: Sequence[Contrast]) -> Effects:
-    """Return contrasts' effects over all seeds of both studies; a trial in both is one trial.
-
-    p is adjusted for every contrast of either: to train fewer of them again is a choice as well.
-    The first study's primary contrast and smallest effect count.
-    """
-    cells, chosen = a.plan.cells, {contrast.name for contrast in alike}
-    other = {name for name, cell in b.plan.cells.items() if cells.get(name, cell) != cell}
-    theirs = {m: {k: v for k, v in s.items() if k[0] not in other} for m, s in b.losses.items()}
-    merged: dict[str, Losses] = {m: {**theirs.get(m, {}), **own} for m, own in a.losses.items()}
-    family = {c.name: dataclasses.replace(c, primary=False) for c in b.plan.contrasts}
-    family |= {c.name: c for c in a.plan.contrasts}
-    return {
-        (found.contrast, metric): found
-        for metric, sets in (metric_sets(a.plan, merged) if alike else {}).items()
-        for found in effects([*family.values()], metric, *sets, rule=decision_rule(a.plan))
-        if found.contrast in chosen
-    }
-
-
 def _effects(
     a: StudySummary,
     b: StudySummary,
@@ -112,10 +87,10 @@ def _effects(
     tables = []
     for prefix, words, differs in stages:
         together = {} if differs else pooled
-        tables.append(_verdicts(prefix + DECISIVE, words, a, b, shared, together))
+        tables.append(_verdicts(prefix + a.plan.decides, words, a, b, shared, together))
         tables += [
-            _table(prefix + metric, title + words, a, b, shared, together)
-            for metric, title in LABELS.items()
+            _table(prefix + metric.key, metric.label + words, a, b, shared, together)
+            for metric in compared()
         ]
     return Section(
         title="Effects",
@@ -142,7 +117,7 @@ def _opening(
 ) -> list[str]:
     """Return what the studies are to each other, and the improvement by the first contrast."""
     name = next((c for c in contrasts if c.primary), contrasts[0]).name
-    first, second = (side.effects[name, DECISIVE] for side in (a, b))
+    first, second = (study.effects[name, a.plan.decides] for study in (a, b))
     if not pooled:
         words = "The studies share contrasts by name, but none with the same cells."
         if differing:
@@ -151,7 +126,7 @@ def _opening(
                 f"two experiments ({'; '.join(differing[:3])}): their seeds are not pooled."
             )
         return [words, f"{name}, {_seen(first, f'of {a.name}')}; {_seen(second, f'of {b.name}')}."]
-    both, again = pooled[name, DECISIVE], len({*first.seeds} & {*second.seeds})
+    both, again = pooled[name, a.plan.decides], len({*first.seeds} & {*second.seeds})
     shares = f"{len(first.seeds)} of {a.name}, {len(second.seeds)} of {b.name}"
     shares += f", {again} of them in both" * (again > 0)
     return [f"The studies are one experiment: {name}, {_seen(both, f'together ({shares})')}."]
@@ -162,8 +137,8 @@ def _seen(effect: Effect, whose: str) -> str:
     if not effect.seeds:
         return f"no seed {whose} is complete yet"
     return (
-        f"improvement in {LABELS[DECISIVE]} {percent(effect)} over {seeds_words(effect.seeds)} "
-        f"{whose}: {effect.verdict}"
+        f"improvement in {METRICS[effect.metric].label} {percent(effect)} over "
+        f"{seeds_words(effect.seeds)} {whose}: {effect.verdict}"
     )
 
 
@@ -183,7 +158,7 @@ def _verdicts(
         together = _verdict(pooled[key], a.pairs | b.pairs) if key in pooled else "-"
         rows.append((contrast.name, *own, together))
     return Table(
-        title=f"Seeds and verdicts ({LABELS[DECISIVE]}){words}",
+        title=f"Seeds and verdicts ({METRICS[a.plan.decides].label}){words}",
         header=("contrast", a.name, b.name, "pooled"),
         rows=rows,
     )
@@ -209,43 +184,17 @@ def _table(
         sides = [side.effects[key] for side in (a, b)]
         together, gap = "-", "-"
         if key in pooled:
-            together = shown(pooled[key])
+            together = effect_cell(pooled[key])
         elif not in_common(contrast, a.plan, b.plan):
-            gap = difference(contrast, metric, a, b)
-        rows.append((contrast.name, *map(shown, sides), gap, together))
+            gap = _with_interval(difference(contrast, metric, a, b))
+        rows.append((contrast.name, *map(effect_cell, sides), gap, together))
     return Table(
         title=title, header=("contrast", a.name, b.name, "difference", "pooled"), rows=rows
     )
 
 
-def difference(contrast: Contrast, metric: str, a: StudySummary, b: StudySummary) -> str:
-    """Return how much more a contrast improves in the second study, in words.
-
-    The same seed of the same data sees the same batches, so that studies are paired by it.
-    """
-    first, second = (side.gains(contrast, metric) for side in (a, b))
-    same_data = a.plan.stages[0].data_fingerprint == b.plan.stages[0].data_fingerprint
-    both = sorted(first.keys() & second.keys()) if same_data else []
-    if len(both) < FEWEST_SEEDS:
-        found = welch(first, second)
-    else:
-        gaps = np.array([second[seed] - first[seed] for seed in both])
-        found = _with_interval(float(gaps.mean()), *t_interval(gaps))
-    return found if a.is_plain and b.is_plain else found.partition(" ")[0]
-
-
-def _with_interval(gap: float, low: float, high: float) -> str:
-    return f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) else f"{gap:+.2f}"
-
-
-def welch(a: Mapping[int, float], b: Mapping[int, float]) -> str:
-    """Return the difference of two means, second minus first, with its interval, in words."""
-    first, second = (np.array(list(side.values())) for side in (a, b))
-    if not len(first) or not len(second):
+def _with_interval(gap: Difference | None) -> str:
+    if gap is None:
         return "-"
-    gap = float(second.mean() - first.mean())
-    if min(len(first), len(second)) < 2:
-        return f"{gap:+.2f}"
-    found: Any = stats.ttest_ind(second, first, equal_var=False)
-    interval = found.confidence_interval(CONFIDENCE)
-    return _with_interval(gap, interval.low, interval.high)
+    interval = f" [{gap.low:+.2f}, {gap.high:+.2f}]" if math.isfinite(gap.low) else ""
+    return f"{gap.estimate:+.2f}{interval}"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ablate.analysis.results import StudyResults
-from ablate.core.grids import PAPER
-from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, METRICS, compared
+from ablate.core.paper import CLAIMS, PAPER_CONTRAST, SOURCE
 from ablate.core.plan import Plan
 from ablate.figures.caption_sheet import captions_stem
 from ablate.report.document import Picture, Section, Table
@@ -16,54 +16,63 @@ from ablate.stats.factorial import Attribution, Part
 from ablate.stats.race import FUTILE_WORD
 from ablate.stats.tests_and_intervals import ALPHA
 
-# What arXiv 2507.18009 claims for baseline -> grr, in percent: pretraining, mean of fine-tunings.
-PAPER_CLAIMS = {"contrastive": 27.25, "perplexity": 3.71, "coca": 7.15}
-PAPER_FINETUNED = {"contrastive": 13.66, "perplexity": 5.18, "coca": 5.55}
 FOREST = (
     "every contrast's improvement with its 95% interval. A filled point is a clear effect, a "
     "square is equivalent, a hollow point is not clear; arrows go on beyond the picture."
 )
 
 
-def paper_section(plan: Plan, found: StudyResults) -> list[Section]:
+def paper_section(plan: Plan, results: StudyResults) -> list[Section]:
     """Return the paper's table, where the study has its contrast: claimed and measured."""
-    own = {e.metric: e for e in found.effects if e.contrast == PAPER.name}
-    if PAPER.name not in {contrast.name for contrast in plan.contrasts}:
+    effects = {e.metric: e for e in results.effects if e.contrast == PAPER_CONTRAST}
+    if PAPER_CONTRAST not in {contrast.name for contrast in plan.contrasts}:
         return []
 
     def measured(title: str, prefix: str) -> tuple[str, ...]:
-        chosen = [own[prefix + metric] for metric in LABELS]
-        return (title, *(shown(e) for e in chosen), verdict_words(chosen[-1]))
+        words = verdict_words(effects[prefix + plan.decides])
+        return (title, *(effect_cell(effects[prefix + m.key]) for m in compared()), words)
 
-    def claimed(claims: dict[str, float]) -> tuple[str, ...]:
-        return ("claimed (arXiv 2507.18009)", *(f"{claims[m]:+.2f}" for m in LABELS), "-")
+    def claimed(prefix: str) -> tuple[str, ...]:
+        claims = CLAIMS[prefix]
+        numbers = (f"{claims[m.key]:+.2f}" if m.key in claims else "-" for m in compared())
+        return (f"claimed ({SOURCE})", *numbers, "-")
 
     first, *later = plan.stages
-    rows = [measured(f"measured: {first.name} {first.recipe.data}", ""), claimed(PAPER_CLAIMS)]
+    rows = [measured(f"measured: {first.name} {first.recipe.data}", ""), claimed("")]
     rows += [measured(f"measured: {stage.name}", stage.prefix) for stage in later]
     if later:
         title = f"measured: mean of {len(later)} fine-tunings"
-        rows += [measured(title, FINETUNED), claimed(PAPER_FINETUNED)]
+        rows += [measured(title, FINETUNED), claimed(FINETUNED)]
     table = Table(
-        title="Claimed and measured: baseline -> grr",
-        header=("stage", *(f"{t} %" for t in LABELS.values()), "verdict (CoCa loss)"),
+        title=f"Claimed and measured: {PAPER_CONTRAST}",
+        header=("stage", *metric_headers(), verdict_header(plan)),
         rows=rows,
         note="Improvement in percent on the test split, by stage. The paper's data sets, sizes "
-        "and training are others; claims stand here to be seen beside, not to be met."
-        + " The mean of fine-tunings is for other seeds, not for other data sets."
+        "and training differ: published numbers are shown for context, not as a target."
+        + " The interval of the mean of fine-tunings is over seeds, not over data sets."
         * bool(later),
         emphasised=frozenset(i for i, row in enumerate(rows) if row[0].startswith("measured")),
     )
     return [Section(title="The paper's contrast", tables=[table])]
 
 
-def effects_section(plan: Plan, found: StudyResults) -> Section:
+def metric_headers() -> list[str]:
+    """Return the headers of a table's columns of improvements."""
+    return [f"{metric.label} %" for metric in compared()]
+
+
+def verdict_header(plan: Plan) -> str:
+    """Return the header of a table's column of verdicts."""
+    return f"verdict ({METRICS[plan.decides].label})"
+
+
+def effects_section(plan: Plan, results: StudyResults) -> Section:
     """Return every contrast's effect in the first stage, and in the mean over fine-tunings."""
     first, *later = plan.stages
-    tables = [_effect_table(plan, found, f"Effects: {first.name}", "")]
+    tables = [_effect_table(plan, results, f"Effects: {first.name}", "")]
     pictures = [Picture(stem="effects", caption=f"{first.name}: {FOREST}")]
     if later:
-        tables.append(_effect_table(plan, found, "Effects: mean of the fine-tunings", FINETUNED))
+        tables.append(_effect_table(plan, results, "Effects: mean of the fine-tunings", FINETUNED))
         caption = f"Mean of the fine-tunings: {FOREST}"
         pictures.append(Picture(stem="effects-finetuned", caption=caption))
     race = " that hold at every look of the race" if plan.looks else ""
@@ -87,44 +96,42 @@ def effects_section(plan: Plan, found: StudyResults) -> Section:
     )
 
 
-def _effect_table(plan: Plan, found: StudyResults, title: str, prefix: str) -> Table:
-    every = [*found.effects, *found.noise]
-    by_name = {(e.contrast, e.metric): e for e in every}
+def _effect_table(plan: Plan, results: StudyResults, title: str, prefix: str) -> Table:
+    by_name = {(e.contrast, e.metric): e for e in (*results.effects, *results.noise)}
     contrasts = [*plan.contrasts, *([plan.noise] if plan.noise else [])]
-    decided = {} if prefix else _decided_earlier(found)
+    decided = {} if prefix else _decided_earlier(results)
     rows = []
     for contrast in contrasts:
-        own = [by_name[contrast.name, prefix + metric] for metric in LABELS]
+        effects = [by_name[contrast.name, prefix + metric.key] for metric in compared()]
+        deciding = by_name[contrast.name, prefix + plan.decides]
         suffix = " (primary)" if contrast.primary else " (A/A)" if contrast == plan.noise else ""
-        paired = math.isfinite(own[-1].correlation) and contrast != plan.noise
-        numbers = (f"{own[-1].correlation:+.2f}" if paired else "-",)
-        rows.append(
-            (contrast.name + suffix, *map(shown, own), *numbers, str(len(own[-1].seeds)),
-             verdict_words(own[-1]) + decided.get(contrast.name, ""))
-        )  # fmt: skip
+        paired = math.isfinite(deciding.correlation) and contrast != plan.noise
+        correlation = f"{deciding.correlation:+.2f}" if paired else "-"
+        verdict = verdict_words(deciding) + decided.get(contrast.name, "")
+        rows.append((contrast.name + suffix, *map(effect_cell, effects), correlation,
+                     str(len(deciding.seeds)), verdict))  # fmt: skip
     return Table(
         title=title,
-        header=("contrast", *(f"{title} %" for title in LABELS.values()), "pair correlation",
-                "seeds", "verdict (CoCa loss)"),
+        header=("contrast", *metric_headers(), "pair correlation", "seeds", verdict_header(plan)),
         rows=rows,
         emphasised=frozenset(i for i, c in enumerate(contrasts) if c.primary),
-    )  # fmt: skip
+    )
 
 
-def _decided_earlier(found: StudyResults) -> dict[str, str]:
-    """Return, by contrast, at which look of a race a verdict was reached that it keeps."""
-    now = {e.contrast: len(e.seeds) for e in found.effects if e.metric == DECISIVE}
+def _decided_earlier(results: StudyResults) -> dict[str, str]:
+    """Return, by contrast, at which interim look a verdict was reached that it keeps."""
+    now = {e.contrast: len(e.seeds) for e in results.effects if e.metric == results.decides}
     return {
         d.effect.contrast: f", decided at {look.seeds} seeds"
-        for look in (found.race.looks if found.race else ())
+        for look in (results.race.looks if results.race else ())
         for d in look.decisions
         if d.why != FUTILE_WORD and look.seeds < now.get(d.effect.contrast, 0)
     }
 
 
-def attribution_section(plan: Plan, found: StudyResults) -> list[Section]:
+def attribution_section(plan: Plan, results: StudyResults) -> list[Section]:
     """Return what each swap of a factorial contributes, and whether the swaps add up."""
-    if plan.exploratory or not (whole := found.attributions.get(DECISIVE)):
+    if plan.exploratory or not (whole := results.attributions.get(plan.decides)):
         return []
     words = adding_up(whole, plan.smallest_effect)
     return [
@@ -133,10 +140,10 @@ def attribution_section(plan: Plan, found: StudyResults) -> list[Section]:
             paragraphs=[
                 f"{words[0].upper()}{words[1:]}. Over the {seeds_words(whole.seeds)} with which "
                 f"all {len(plan.factorial)} cells have a result, all swaps together gain "
-                f"{part_shown(whole.gain)} there. Intervals here are not adjusted for their "
+                f"{part_cell(whole.gain)} there. Intervals here are not adjusted for their "
                 "number: verdicts go by the table of effects."
             ],
-            tables=[_shapley_table(found), _terms_table(found)],
+            tables=[_shapley_table(results), _terms_table(results)],
             pictures=[
                 Picture(stem="shapley", caption="Each swap's share of the gain"),
                 Picture(
@@ -150,19 +157,19 @@ def attribution_section(plan: Plan, found: StudyResults) -> list[Section]:
     ]
 
 
-def _shapley_table(found: StudyResults) -> Table:
+def _shapley_table(results: StudyResults) -> Table:
     return _parts_table(
         "Shapley values",
-        {metric: whole.shapley for metric, whole in found.attributions.items()},
+        {metric: whole.shapley for metric, whole in results.attributions.items()},
         "The gain of all swaps together, divided among them: each one's average gain over all "
         "orders of adding them. They sum to the gain exactly, seed by seed.",
     )
 
 
-def _terms_table(found: StudyResults) -> Table:
+def _terms_table(results: StudyResults) -> Table:
     return _parts_table(
         "Main effects and interactions",
-        {metric: whole.terms for metric, whole in found.attributions.items()},
+        {metric: whole.terms for metric, whole in results.attributions.items()},
         "With seed as block. A positive interaction says that the swaps help each other. Main "
         "effects are those of the table of effects but for two things: they are in percent of the "
         "baseline's loss, not of each setting's, and p is Holm-adjusted among themselves only (and "
@@ -176,43 +183,46 @@ def _parts_table(
 ) -> Table:
     names = [part.name for part in next(iter(parts.values()))]
     rows = [
-        (name, *(part_shown(own[i], tested=tested) for own in parts.values()))
+        (name, *(part_cell(own[i], tested=tested) for own in parts.values()))
         for i, name in enumerate(names)
     ]
-    return Table(title=title, header=("", *(f"{LABELS[m]} %" for m in parts)), rows=rows, note=note)
+    return Table(
+        title=title, header=("", *(f"{METRICS[m].label} %" for m in parts)), rows=rows, note=note
+    )
 
 
-def adding_up(found: Attribution, smallest: float) -> str:
+def adding_up(whole: Attribution, smallest: float) -> str:
     """Return in words, without a period, whether the swaps' effects add up.
 
     They do not where an interaction is clear, and they do where none is and the gap between the
     gain and the sum of the single swaps' is surely below the smallest effect of interest.
     """
-    clear = [part for part in found.interactions if part.p <= ALPHA]
+    clear = [part for part in whole.interactions if part.p <= ALPHA]
     if clear:
-        named = ", ".join(f"{part.name} {part_shown(part, tested=True)}" for part in clear)
+        named = ", ".join(f"{part.name} {part_cell(part, tested=True)}" for part in clear)
         return f"the swaps do not simply add up: {named}"
-    gap = found.additive_gap
+    gap = whole.additive_gap
     words = f"{gap.estimate:+.2f}%{_interval(gap.low, gap.high)}"
     within = -smallest <= gap.low and gap.high <= smallest
     start = "the swaps add up" if within else "whether the swaps add up cannot be told"
     return f"{start}: the gain of all less the sum of the single ones' is {words}"
 
 
-def examples_section(found: StudyResults) -> list[Section]:
+def examples_section(results: StudyResults) -> list[Section]:
     """Return the primary contrast's effects with what the choice of test examples adds."""
-    if not found.examples:
+    if not results.examples:
         return []
+    first = results.examples[0]
     rows = [
         (e.metric, f"{e.estimate:+.2f}{_interval(e.low, e.high)}", f"{e.seed_error:.2f}",
          f"{e.example_error:.2f}", f"{e.error:.2f}", str(e.examples), str(e.clusters))
-        for e in found.examples
+        for e in results.examples
     ]  # fmt: skip
     return [
         Section(
             title="Other test examples",
             paragraphs=[
-                f"{found.examples[0].contrast} on {found.examples[0].seeds} seeds, loss by loss of "
+                f"{first.contrast} on {first.seeds} seeds, loss by loss of "
                 "each held-out pair. The intervals above are for other seeds on these test "
                 "examples; this one is for other examples as well (errors clustered by seed and "
                 "by caption, or by batch for contrastive losses)."
@@ -242,7 +252,7 @@ def captions_section(plan: Plan) -> list[Section]:
     return [Section(title="What a model says", pictures=pictures)]
 
 
-def shown(effect: Effect) -> str:
+def effect_cell(effect: Effect) -> str:
     """Return an effect as a table has it, in percent."""
     if not effect.seeds:
         return "-"
@@ -256,7 +266,7 @@ def percent(effect: Effect) -> str:
     return f"{effect.estimate:+.2f}%{_interval(effect.low, effect.high)}"
 
 
-def part_shown(part: Part, *, tested: bool = False) -> str:
+def part_cell(part: Part, *, tested: bool = False) -> str:
     """Return a part of an attribution as a table has it, with its p if it is ``tested``."""
     p = f" p={part.p:.2g}" if tested and math.isfinite(part.low) else ""
     return f"{part.estimate:+.2f}{_interval(part.low, part.high)}{p}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE
+from ablate.core.metrics import SELECTION
 from ablate.core.plan import Plan
 from ablate.report.document import Section, Table
 
@@ -44,7 +44,7 @@ def _by_step(plan: Plan, ledger: Ledger, cell: str) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {}
     for trial in plan.of_cell(cell):
         for line in ledger.curve(trial):
-            if (loss := line.get(f"val/{DECISIVE}")) is not None:
+            if (loss := line.get(f"val/{SELECTION}")) is not None:
                 found.setdefault(line["step"], []).append(loss)
     return found
 

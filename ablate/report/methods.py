@@ -120,7 +120,7 @@ def methods_section(plan: Plan) -> Section:
 def _exact(seeds: int) -> str:
     """Return what stands in effects.csv as p_sign_flip."""
     if seeds > EXACT_PAIRS:
-        return f"as p_sign_flip the t test's p: {seeds} seeds have too many signs to go through"
+        return f"no p_sign_flip: {seeds} seeds have too many signs to go through"
     return (
         "the p of a sign-flip test, which assumes only that without an effect both signs are as "
         f"likely; with {seeds} seeds it cannot go below {smallest_p(seeds):.3g}"

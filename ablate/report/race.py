@@ -21,9 +21,9 @@ def look_words(look: Look) -> str:
     return f"look at {look.seeds} seeds: {decided or 'nothing is decided'}{dropped}"
 
 
-def race_section(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Section]:
+def race_section(plan: Plan, ledger: Ledger, results: StudyResults) -> list[Section]:
     """Return the looks, what each decided and dropped, and the trials that were saved."""
-    race = found.race
+    race = results.race
     if race is None:
         return []
     used = needed_trials(plan, race)

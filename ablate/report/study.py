@@ -137,7 +137,7 @@ class Plots:
 
     def slopes(self) -> Figure | None:
         """Return the primary contrast seed by seed."""
-        return figures.slopes(self.study.plan, self.study.ledger)
+        return figures.slopes(self.study.plan, self.study.results)
 
     def shapley(self) -> Figure | None:
         """Return each swap's share of the gain of all."""
@@ -145,11 +145,11 @@ class Plots:
 
     def interactions(self) -> Figure | None:
         """Return each swap's gain without and with another one."""
-        return figures.interactions(self.study.plan, self.study.ledger)
+        return figures.interactions(self.study.plan, self.study.results)
 
     def curves(self) -> Figure | None:
         """Return validation losses by step, and improvements over the reference."""
-        return cell_figures.curves(self.study.plan, self.study.ledger)
+        return cell_figures.curves(self.study.plan, self.study.results)
 
     def search(self) -> Figure | None:
         """Return the validation loss of search trials, and the lowest so far."""
@@ -157,4 +157,4 @@ class Plots:
 
     def cost(self) -> Figure | None:
         """Return test losses by what cells cost."""
-        return cell_figures.cost_against_quality(self.study.plan, self.study.ledger)
+        return cell_figures.cost_against_quality(self.study.plan, self.study.results)

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from ablate.analysis.results import StudyResults
-from ablate.core.metrics import DECISIVE, FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, METRICS, compared
 from ablate.core.plan import Plan
 from ablate.report.effect_sections import adding_up, percent, seeds_words
-from ablate.stats.effects import FEWEST_SEEDS, DecisionRule, Effect, verdict_is_clear
-from ablate.stats.sequential import detectable_at
-from ablate.stats.tests_and_intervals import ALPHA, ROUNDING, deviation_interval
+from ablate.stats.effects import FEWEST_SEEDS, Effect, verdict_is_clear
+from ablate.stats.tests_and_intervals import ALPHA
 
 MOST_NAMED = 4  # of clear effects in a sentence
 
 
-def opening(plan: Plan, found: StudyResults) -> list[str]:
+def opening(plan: Plan, results: StudyResults) -> list[str]:
     """Return three sentences in plain words; fewer where the study has not so much to say."""
-    main = found.of(plan.primary.name) if plan.primary else None
+    main = results.of(plan.primary.name) if plan.primary else None
     if main is None:
-        return [s for s in (_no_primary(plan, found), _which(plan, found)) if s]
+        return [s for s in (_no_primary(plan, results), _which(plan, results)) if s]
     if plan.exploratory:
-        return [_what(plan, found, main)]
+        return [_what(plan, results, main)]
     return [
-        _what(plan, found, main),
-        _which(plan, found) or _where(found, main),
-        _how_sure(plan, found, main),
+        _what(plan, results, main),
+        _which(plan, results) or _where(results, main),
+        _how_sure(plan, results, main),
     ]
 
 
-def _no_primary(plan: Plan, found: StudyResults) -> str:
+def _no_primary(plan: Plan, results: StudyResults) -> str:
     """Return why there is nothing to say of the primary contrast."""
     if plan.primary is None:
         return "No contrast was declared as what the study is about."
-    lost = [cell for cell in plan.primary.cells if len(found.failed.get(cell, [])) == plan.seeds]
+    lost = [cell for cell in plan.primary.cells if len(results.failed.get(cell, [])) == plan.seeds]
     if lost:
         return f"{plan.primary.name} cannot be told: {' and '.join(sorted(lost))} failed each time."
     return f"{plan.primary.name} is complete with no seed yet."
 
 
-def banner(plan: Plan, found: StudyResults) -> str:
+def banner(plan: Plan, results: StudyResults) -> str:
     """Return a warning that stands above everything else, or nothing."""
     warnings = []
     if plan.exploratory:
@@ -48,14 +46,16 @@ def banner(plan: Plan, found: StudyResults) -> str:
             "EXPLORATORY: trials were stopped early by ASHA, so cells were trained for different "
             "lengths; there are no verdicts here"
         )
-    failed = {c: n for c, n in found.failed.items() if plan.primary and c in plan.primary.cells}
+    failed = {c: n for c, n in results.failed.items() if plan.primary and c in plan.primary.cells}
     if failed and plan.primary:
         words = "; ".join(f"{c} with {_seeds_named(seeds)}" for c, seeds in failed.items())
         warnings.append(
             f"FAILED: {words}; what is said of {plan.primary.name} is of the seeds that are left, "
             "too kind to a swap that makes training fail"
         )
-    if flagged := [e for e in found.noise if e.metric == DECISIVE and verdict_is_clear(e.verdict)]:
+    if flagged := [
+        e for e in results.noise if e.metric == plan.decides and verdict_is_clear(e.verdict)
+    ]:
         warnings.append(
             f"NOISE: {flagged[0].contrast}, the same cell under other seeds, differs by "
             f"{percent(flagged[0])} (p = {flagged[0].p:.2g}); this happens in 1 of 20 sound "
@@ -64,14 +64,15 @@ def banner(plan: Plan, found: StudyResults) -> str:
     return "; ".join(warnings)
 
 
-def _what(plan: Plan, found: StudyResults, main: Effect) -> str:
-    tuned = found.of(main.contrast, FINETUNED + DECISIVE)
+def _what(plan: Plan, results: StudyResults, main: Effect) -> str:
+    tuned = results.of(main.contrast, FINETUNED + plan.decides)
     count = len(plan.stages) - 1
     when = f"as the mean of {count} fine-tunings" if count > 1 else "after fine-tuning"
     later = f"; {when} it is {percent(tuned)} ({tuned.verdict})" if tuned else ""
-    start = f"{main.contrast}: the improvement in CoCa loss is"
+    label = METRICS[plan.decides].label
+    start = f"{main.contrast}: the improvement in {label} is"
     if main.verdict == "improved":
-        start = f"{main.contrast} improves the CoCa loss by"
+        start = f"{main.contrast} improves the {label} by"
     meaning = _meaning(main, plan.smallest_effect)
     return f"{start} {percent(main)} over {seeds_words(main.seeds)}, {meaning}{later}."
 
@@ -104,10 +105,12 @@ def _why_inconclusive(effect: Effect) -> str:
     )
 
 
-def _which(plan: Plan, found: StudyResults) -> str:
+def _which(plan: Plan, results: StudyResults) -> str:
     """Return which swaps are clear, averaged over the others or single, and whether they add up."""
     swaps = {c.name: c for c in plan.contrasts if len(c.fields) == 1 and not c.primary}
-    singles = [e for e in found.effects if e.metric == DECISIVE and e.seeds and e.contrast in swaps]
+    singles = [
+        e for e in results.effects if e.metric == plan.decides and e.seeds and e.contrast in swaps
+    ]
     if plan.exploratory or not singles:
         return ""
     clear = sorted((e for e in singles if verdict_is_clear(e.verdict)), key=lambda e: -e.estimate)
@@ -122,16 +125,17 @@ def _which(plan: Plan, found: StudyResults) -> str:
     else:
         largest = f"the largest improvement is {percent(best)} by {best.contrast}"
         start = f"No {other}single swap is clear, {largest}"
-    whole = found.attributions.get(DECISIVE)
+    whole = results.attributions.get(plan.decides)
     return f"{start}; {adding_up(whole, plan.smallest_effect)}." if whole else f"{start}."
 
 
-def _where(found: StudyResults, main: Effect) -> str:
+def _where(results: StudyResults, main: Effect) -> str:
     """Return what the swap does to the losses that the decisive one is made of."""
-    parts = [e for m in LABELS if m != DECISIVE and (e := found.of(main.contrast, m))]
+    others = (metric.key for metric in compared() if metric.key != results.decides)
+    parts = [e for key in others if (e := results.of(main.contrast, key))]
     if not parts:
-        return "No other loss was measured."
-    words = [f"{percent(e)} in {LABELS[e.metric]} ({e.verdict})" for e in parts]
+        return "No other metric was measured."
+    words = [f"{percent(e)} in {METRICS[e.metric].label} ({e.verdict})" for e in parts]
     return f"Of what it is made of, the improvement is {' and '.join(words)}."
 
 
@@ -145,38 +149,25 @@ def _in_sum(clear: Sequence[Effect]) -> str:
     )
 
 
-def _how_sure(plan: Plan, found: StudyResults, main: Effect) -> str:
+def _how_sure(plan: Plan, results: StudyResults, main: Effect) -> str:
     count = len(main.seeds)
     if count < FEWEST_SEEDS:
         return f"How sure: not at all, {seeds_words(main.seeds)} is too few for a verdict (give 6)."
-    if not main.standard_deviation > ROUNDING:
+    sure = results.certainty
+    if sure is None:
         return "How sure: not at all, every seed shows the same (see what is doubtful below)."
-    share = DecisionRule().primary_share if len(plan.contrasts) > 1 else 1.0
-    smallest = detectable_at(plan.looks, count, main.standard_deviation, ALPHA * share)
-    low, high = (
-        smallest * x / main.standard_deviation
-        for x in deviation_interval(main.standard_deviation, count)
-    )
-    spreads = [
-        e.standard_deviation
-        for e in found.effects
-        if e.metric == DECISIVE and e.contrast != main.contrast and len(e.seeds) > 1
-    ]
     others = ""
-    if spreads:
-        alpha = ALPHA * (1 - share) / len(spreads)
-        usual = detectable_at(plan.looks, count, statistics.median(spreads), alpha)
-        others = f", in a usual other contrast one of {_digits(usual)}%"
-    noise = [e for e in found.noise if e.metric == DECISIVE and e.seeds]
+    if sure.other is not None:
+        others = f", in a usual other contrast one of {_digits(sure.other)}%"
+    noise = [e for e in results.noise if e.metric == plan.decides and e.seeds]
     again = "the reference trained again under other seeds differs from itself by"
     over = f" over {seeds_words(noise[0].seeds)}" if noise and len(noise[0].seeds) != count else ""
     floor = f"; {again} {percent(noise[0])}{over}" if noise else ""
     return (
         f"How sure: improvements of this contrast vary by {main.standard_deviation:.2f}% from seed "
-        "to seed, "
-        f"so {count} seeds find an effect of {smallest:.2g}% four times out of five (somewhere "
-        f"from {_digits(low)} to {_digits(high)}%, for {count} seeds do not tell the variation "
-        f"well){others}{floor}."
+        f"to seed, so {count} seeds find an effect of {sure.smallest:.2g}% four times out of five "
+        f"(somewhere from {_digits(sure.low)} to {_digits(sure.high)}%, for {count} seeds do not "
+        f"tell the variation well){others}{floor}."
     )
 
 

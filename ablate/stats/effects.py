@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from ablate.core.grid import Contrast
+from ablate.core.metrics import Direction
 from ablate.stats.sequential import EQUIVALENCE_SPENDING, level, sequential_p
 from ablate.stats.tests_and_intervals import (
     ALPHA,
@@ -79,11 +80,24 @@ class Effect:
     verdict: str
 
 
-def improvements(contrast: Contrast, losses: Losses) -> dict[int, float]:
-    """Return the improvement in percent for each seed of which all cells have a finite loss."""
+def improvement(reference: float, candidate: float, direction: Direction = "lower") -> float:
+    """Return by how many percent of the reference a candidate is better."""
+    percent = 100 * (1 - candidate / reference)
+    return percent if direction == "lower" else -percent
+
+
+def improvements(
+    contrast: Contrast, losses: Losses, direction: Direction = "lower"
+) -> dict[int, float]:
+    """Return the improvement in percent for each seed of which all cells have a usable value."""
     return {
         seed: float(
-            np.mean([100 * (1 - losses[b, seed] / losses[a, seed]) for a, b in contrast.pairs])
+            np.mean(
+                [
+                    improvement(losses[a, seed], losses[b, seed], direction)
+                    for a, b in contrast.pairs
+                ]
+            )
         )
         for seed in complete_seeds(contrast.cells, losses)
     }
@@ -111,20 +125,28 @@ def missing(contrast: Contrast, losses: Losses) -> dict[int, str]:
     return found
 
 
-def mean_improvements(contrast: Contrast, sets: Sequence[Losses]) -> dict[int, float]:
+def mean_improvements(
+    contrast: Contrast, sets: Sequence[Losses], direction: Direction = "lower"
+) -> dict[int, float]:
     """Return the improvement in percent, averaged over data sets, for each seed that all have."""
-    found = [improvements(contrast, losses) for losses in sets]
-    seeds = set.intersection(*(set(by_seed) for by_seed in found))
-    return {seed: float(np.mean([by_seed[seed] for by_seed in found])) for seed in sorted(seeds)}
+    by_set = [improvements(contrast, losses, direction) for losses in sets]
+    seeds = set.intersection(*(set(by_seed) for by_seed in by_set))
+    return {seed: float(np.mean([by_seed[seed] for by_seed in by_set])) for seed in sorted(seeds)}
 
 
-def effect(contrast: Contrast, metric: str, *sets: Losses, rule: DecisionRule) -> Effect:
+def effect(
+    contrast: Contrast,
+    metric: str,
+    *sets: Losses,
+    rule: DecisionRule,
+    direction: Direction = "lower",
+) -> Effect:
     """Return a contrast's mean improvement over seeds, and over data sets if there are several.
 
     Its p is that of this one contrast; `effects` adjusts for the others. In a race, seeds beyond
     the last look that they reach wait for the next one.
     """
-    by_seed = mean_improvements(contrast, sets)
+    by_seed = mean_improvements(contrast, sets, direction)
     by_seed = {seed: by_seed[seed] for seed in up_to_look(list(by_seed), rule)}
     correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
     values = np.array(list(by_seed.values()))
@@ -185,7 +207,11 @@ def _equivalence(values: Values, rule: DecisionRule) -> float:
 
 
 def effects(
-    contrasts: Sequence[Contrast], metric: str, *sets: Losses, rule: DecisionRule
+    contrasts: Sequence[Contrast],
+    metric: str,
+    *sets: Losses,
+    rule: DecisionRule,
+    direction: Direction = "lower",
 ) -> list[Effect]:
     """Return all contrasts' effects in one metric, with p adjusted over their whole family.
 
@@ -195,30 +221,36 @@ def effects(
     most = max((seed + 1 for losses in sets for _, seed in losses), default=0)
     for look in (look for look in rule.looks if look < most):
         seen = [{k: loss for k, loss in losses.items() if k[1] < look} for losses in sets]
-        for contrast, e in zip(contrasts, _family(contrasts, metric, seen, rule), strict=True):
+        family = _family(contrasts, metric, seen, rule, direction)
+        for contrast, e in zip(contrasts, family, strict=True):
             if verdict_is_decided(e.verdict, contrast):
                 decided.setdefault(e.contrast, e.verdict)
-    found = _family(contrasts, metric, sets, rule)
-    return [replace(e, verdict=decided.get(e.contrast, e.verdict)) for e in found]
+    family = _family(contrasts, metric, sets, rule, direction)
+    return [replace(e, verdict=decided.get(e.contrast, e.verdict)) for e in family]
 
 
 def _family(
-    contrasts: Sequence[Contrast], metric: str, sets: Sequence[Losses], rule: DecisionRule
+    contrasts: Sequence[Contrast],
+    metric: str,
+    sets: Sequence[Losses],
+    rule: DecisionRule,
+    direction: Direction,
 ) -> list[Effect]:
-    found = [effect(contrast, metric, *sets, rule=rule) for contrast in contrasts]
-    first = [e for e, contrast in zip(found, contrasts, strict=True) if contrast.primary]
-    others = [e for e, contrast in zip(found, contrasts, strict=True) if not contrast.primary]
+    """Return effects with p adjusted so that the family's error rate is at most alpha."""
+    alone = [effect(c, metric, *sets, rule=rule, direction=direction) for c in contrasts]
+    first = [e for e, contrast in zip(alone, contrasts, strict=True) if contrast.primary]
+    others = [e for e, contrast in zip(alone, contrasts, strict=True) if not contrast.primary]
     if first:
-        own, rest = adjust_family(first[0].p, [e.p for e in others], rule.primary_share)
-        adjusted = {first[0].contrast: own}
+        primary, rest = adjust_family(first[0].p, [e.p for e in others], rule.primary_share)
+        adjusted = {first[0].contrast: primary}
     else:
         adjusted, rest = {}, holm([e.p for e in others])
     adjusted |= {e.contrast: p for e, p in zip(others, rest, strict=True)}
-    return [_judged(replace(e, p_adjusted=adjusted[e.contrast]), rule) for e in found]
+    return [_judged(replace(e, p_adjusted=adjusted[e.contrast]), rule) for e in alone]
 
 
-def _judged(found: Effect, rule: DecisionRule) -> Effect:
-    return replace(found, verdict=EXPLORATORY if rule.exploratory else verdict(found))
+def _judged(effect: Effect, rule: DecisionRule) -> Effect:
+    return replace(effect, verdict=EXPLORATORY if rule.exploratory else verdict(effect))
 
 
 def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:

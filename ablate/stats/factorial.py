@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
+from ablate.core.metrics import Direction
 from ablate.stats.effects import DecisionRule, Losses, complete_seeds, interval, p_value, up_to_look
-from ablate.stats.tests_and_intervals import Values, holm, standard_error, t_quantile
+from ablate.stats.tests_and_intervals import Values, holm
 
 Swaps = frozenset[str]
 Term = tuple[str, ...]  # the swaps of a main effect (one) or of an interaction
@@ -33,13 +33,22 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """The gain with and without two swaps, averaged over the settings of the others."""
+
+    swaps: tuple[str, str]
+    present: tuple[bool, bool]
+    gain: Part
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attribution:
     """How the gain of a full factorial divides among its swaps, over the seeds that all cells have.
 
     ``gain`` is that of all swaps together, of which the ``shapley`` values are the exact parts,
     seed by seed; ``terms`` are main effects and interactions, their p by Holm among the main
     effects and among the interactions; ``additive_gap`` is the gain beyond the sum of the single
-    swaps' gains.
+    swaps' gains; ``settings`` are the four of every pair of swaps.
     """
 
     seeds: tuple[int, ...]
@@ -47,6 +56,7 @@ class Attribution:
     shapley: list[Part]
     terms: list[Part]
     additive_gap: Part
+    settings: tuple[Setting, ...] = ()
 
     @property
     def interactions(self) -> list[Part]:
@@ -54,7 +64,12 @@ class Attribution:
         return self.terms[len(self.shapley) :]
 
 
-def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: DecisionRule) -> Attribution | None:
+def attribute(
+    cells: Mapping[Swaps, str],
+    losses: Losses,
+    rule: DecisionRule,
+    direction: Direction = "lower",
+) -> Attribution | None:
     """Return the analysis of a full factorial, or None where no seed has all of its cells.
 
     ``cells`` names the cell of every set of swaps; the empty set is the reference. In a race the
@@ -65,7 +80,7 @@ def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: DecisionRule) ->
     seeds = up_to_look(complete_seeds(cells.values(), losses), rule)
     if not seeds:
         return None
-    gains = _gains(cells, losses, seeds)
+    gains = _gains(cells, losses, seeds, direction)
     order = sorted(whole)
     singles = sum((gains[frozenset((swap,))] for swap in order), np.zeros(len(seeds)))
     return Attribution(
@@ -74,14 +89,32 @@ def attribute(cells: Mapping[Swaps, str], losses: Losses, rule: DecisionRule) ->
         shapley=[_part(swap, _shapley(swap, gains), rule) for swap in order],
         terms=_adjusted({t: _part(_name(t), values, rule) for t, values in terms(gains).items()}),
         additive_gap=_part("beyond the sum of the single swaps", gains[whole] - singles, rule),
+        settings=tuple(_settings(gains, rule)),
     )
 
 
-def _gains(cells: Mapping[Swaps, str], losses: Losses, seeds: list[int]) -> dict[Swaps, Values]:
+def _gains(
+    cells: Mapping[Swaps, str], losses: Losses, seeds: list[int], direction: Direction
+) -> dict[Swaps, Values]:
     """Return each cell's gain [seeds] over the reference, in percent."""
-    found = {s: np.array([losses[cell, seed] for seed in seeds]) for s, cell in cells.items()}
-    reference = found[frozenset()]
-    return {swaps: 100 * (1 - loss / reference) for swaps, loss in found.items()}
+    by_swaps = {s: np.array([losses[cell, seed] for seed in seeds]) for s, cell in cells.items()}
+    reference = by_swaps[frozenset()]
+    sign = 1 if direction == "lower" else -1
+    return {swaps: sign * 100 * (1 - loss / reference) for swaps, loss in by_swaps.items()}
+
+
+def _settings(gains: Mapping[Swaps, Values], rule: DecisionRule) -> Iterator[Setting]:
+    """Yield the gain with and without every two swaps."""
+    for pair in itertools.combinations(sorted(frozenset().union(*gains)), 2):
+        for first, second in itertools.product((False, True), repeat=2):
+            present = (first, second)
+            chosen = [
+                gain
+                for swaps, gain in gains.items()
+                if (pair[0] in swaps, pair[1] in swaps) == present
+            ]
+            part = _part(" and ".join(pair), np.mean(chosen, axis=0), rule)
+            yield Setting(swaps=pair, present=present, gain=part)
 
 
 def _shapley(swap: str, gains: Mapping[Swaps, Values]) -> Values:
@@ -112,24 +145,6 @@ def terms(gains: Mapping[Swaps, Values]) -> dict[Term, Values]:
 
 def _sign(term: Term, swaps: Swaps) -> int:
     return math.prod(1 if swap in swaps else -1 for swap in term)
-
-
-def pooled_terms(gains: Mapping[Swaps, Values]) -> list[Part]:
-    """Return the textbooks' analysis of terms, which gives all of them one error, seed by cell.
-
-    It has more degrees of freedom, but where a swap's gain varies over seeds its intervals of three
-    seeds hold in 3 of 4 studies only: no report uses it.
-    """
-    table = terms(gains)
-    error = math.sqrt(np.mean([standard_error(values) ** 2 for values in table.values()]))
-    freedom = len(table) * (len(gains[frozenset()]) - 1)
-    half = t_quantile(freedom) * error
-    parts = {}
-    for term, values in table.items():
-        mean = float(values.mean())
-        p = 2 * float(special.stdtr(freedom, -abs(mean) / error))
-        parts[term] = Part(name=_name(term), estimate=mean, low=mean - half, high=mean + half, p=p)
-    return _adjusted(parts)
 
 
 def _name(term: Term) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ablate.core.grid import Contrast
+from ablate.core.metrics import Direction
 from ablate.stats.effects import (
     DecisionRule,
     Effect,
@@ -90,6 +91,7 @@ def hold_looks(
     rule: DecisionRule,
     cells: Iterable[str],
     settled: Container[tuple[str, int]],
+    direction: Direction = "lower",
 ) -> Race:
     """Return what the looks decide for which all that they need is ``settled``: trained or failed.
 
@@ -103,7 +105,9 @@ def hold_looks(
             break
         seen = {key: loss for key, loss in losses.items() if key[1] < seeds}
         decisions = {
-            d.effect.contrast: d for f in families for d in decide(f, metric, seen, rule, seeds)
+            decision.effect.contrast: decision
+            for family in families
+            for decision in decide(family, metric, seen, rule, seeds, direction)
         }
         new = tuple(decisions[c.name] for c in open_contrasts if c.name in decisions)
         open_contrasts = [c for c in open_contrasts if c.name not in decisions]
@@ -118,15 +122,20 @@ def hold_looks(
 
 
 def decide(
-    family: Family, metric: str, losses: Losses, rule: DecisionRule, seeds: int
+    family: Family,
+    metric: str,
+    losses: Losses,
+    rule: DecisionRule,
+    seeds: int,
+    direction: Direction = "lower",
 ) -> list[Decision]:
     """Return the family's contrasts that are decided by so many seeds or are not worth more."""
-    found = effects(family, metric, losses, rule=rule)
+    found = effects(family, metric, losses, rule=rule, direction=direction)
     decisions = []
     for contrast, effect in zip(family, found, strict=True):
         if len(effect.seeds) < seeds:
             continue
-        values = np.array(list(improvements(contrast, losses).values()))
+        values = np.array(list(improvements(contrast, losses, direction).values()))
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
         chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
         if not any(other.primary for other in family):

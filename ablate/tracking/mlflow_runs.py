@@ -266,6 +266,7 @@ class StudyRuns:
             "ablate.grid": self.plan.grid,
             "ablate.size": self.plan.size,
             "ablate.seeds": self.plan.seeds,
+            "ablate.decides": self.plan.decides,
             "mlflow.note.content": f"Grid {self.plan.grid}: {self.plan.summary}.",
             "ablate.data_skipped": "; ".join(
                 f"{n} x {why}" for why, n in self.plan.data_skipped.items()
@@ -281,7 +282,9 @@ class StudyRuns:
 
     def _offer_views(self) -> None:
         """Offer ready-made views; their format is MLflow's own affair, so that it may refuse."""
-        made = views(self.parent, [stage.prefix for stage in self.plan.stages[1:]])
+        made = views(
+            self.parent, [stage.prefix for stage in self.plan.stages[1:]], self.plan.decides
+        )
         for tag, view in made.items():
             if len(view) <= MAX_VALUE and self.known.get(tag) != view:
                 try:
@@ -318,7 +321,7 @@ class StudyRuns:
         }
         numbers |= {f"{effect.metric}/seeds": float(len(effect.seeds)) for effect in own}
         words = {f"ablate.verdict.{effect.metric}": effect.verdict for effect in own}
-        decisive = [e for e in own if e.metric == "coca"] or own
+        decisive = [e for e in own if e.metric == self.plan.decides] or own
         primary = self.plan.primary is not None and self.plan.primary.name == name
         tags = {"ablate.contrast": name, "ablate.verdict": decisive[0].verdict, **words}
         tags["ablate.primary"] = str(primary).lower()

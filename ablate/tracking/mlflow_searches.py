@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ablate.core.files import digest
+from ablate.core.metrics import SELECTION
 from ablate.core.search_results import Found, Outcome
 from ablate.tracking import mlflow_batches
 from ablate.tracking.mlflow_runs import StudyRuns
@@ -16,7 +17,7 @@ def write_searches(runs: StudyRuns, found: Found) -> int:
     """Write the search trials that the store lacks, under the study's run; returns how many.
 
     Parameters are what was tried, so that MLflow's parallel coordinates compare a cell's trials;
-    the metric ``val/coca`` is what they were judged by.
+    the validation metric `SELECTION` is what they were judged by.
     """
     every = [outcome for outcomes in found.values() for outcome in outcomes]
     return sum([_write(runs, outcome) for outcome in every])
@@ -35,7 +36,7 @@ def _write(runs: StudyRuns, outcome: Outcome) -> bool:
     values = {"cell": name, "number": outcome.number, **outcome.values}
     mlflow_batches.log_params(runs.client, run, values)
     if outcome.loss is not None:  # at one time, so that a point that is sent again replaces itself
-        point = {"step": outcome.number, "time": noted["began"], "val/coca": outcome.loss}
+        point = {"step": outcome.number, "time": noted["began"], f"val/{SELECTION}": outcome.loss}
         mlflow_batches.log_metrics(runs.client, run, [point])
     runs.client.set_terminated(run, "FINISHED" if outcome.loss is not None else "FAILED")
     noted["final"] = True

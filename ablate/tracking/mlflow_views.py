@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
+from ablate.core.metrics import DECIDES, compared
+
 TAG = "mlflow.sharedViewState."
 LOADED = 100  # runs that a page loads at first, and all that a grouped one shows
 MAX_COMPARED = 50  # runs that the comparison page shows in a bearable time
-BARS = ("test/coca", "test/contrastive", "test/perplexity")
-CURVES = ("val/coca", "train/loss")
 COST = "parameters"  # a group of runs has means of numbers only, hence no names of blocks
 
 
@@ -34,23 +34,26 @@ def runs_filter(parent: str, role: str = "trial") -> str:
     )
 
 
-def views(parent: str, prefixes: Sequence[str]) -> dict[str, str]:
+def views(parent: str, prefixes: Sequence[str], decides: str) -> dict[str, str]:
     """Return a study's views as tags of the experiment.
 
     That of trials has runs by cell, bars of final metrics, curves and parallel coordinates.
     ``prefixes`` stand before the metrics of the study's fine-tunings.
     """
     return {
-        TAG + view_key(parent, "trial"): _pack(_trials_view(parent, prefixes)),
-        TAG + view_key(parent, "effect"): _pack(_effects_view(parent, prefixes)),
+        TAG + view_key(parent, "trial"): _pack(_trials_view(parent, prefixes, decides)),
+        TAG + view_key(parent, "effect"): _pack(_effects_view(parent, prefixes, decides)),
     }
 
 
-def _trials_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
-    bars = [*BARS, *(f"{prefix}test/coca" for prefix in prefixes)]
+def _trials_view(parent: str, prefixes: Sequence[str], decides: str) -> dict[str, Any]:
+    # The deciding metric is first, as its chart is the largest.
+    keys = sorted((metric.key for metric in compared()), key=lambda key: key != decides)
+    first = [f"test/{key}" for key in keys]
+    bars = [*first, *(f"{prefix}test/{decides}" for prefix in prefixes)]
     charts = [_chart("BAR", name, metricKey=name) for name in bars]
-    charts += [_curve(name) for name in CURVES]
-    charts.append(_chart("PARALLEL", "all", selectedParams=[COST], selectedMetrics=[*BARS]))
+    charts += [_curve(name) for name in (f"val/{decides}", "train/loss")]
+    charts.append(_chart("PARALLEL", "all", selectedParams=[COST], selectedMetrics=first))
     sections = [{"uuid": "cells", "name": "Cells", "display": True, "isReordered": False}]
     columns = ["params.`cell`", "params.`seed`", *(f"metrics.`{name}`" for name in bars)]
     by_cell = [{"mode": "param", "groupByData": "cell"}]
@@ -64,11 +67,11 @@ def _trials_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _effects_view(parent: str, prefixes: Sequence[str]) -> dict[str, Any]:
-    numbers = [f"coca/{name}" for name in ("estimate", "low", "high", "p_adjusted", "seeds")]
-    numbers += [f"{prefix}coca/estimate" for prefix in prefixes]
+def _effects_view(parent: str, prefixes: Sequence[str], decides: str) -> dict[str, Any]:
+    numbers = [f"{decides}/{name}" for name in ("estimate", "low", "high", "p_adjusted", "seeds")]
+    numbers += [f"{prefix}{decides}/estimate" for prefix in prefixes]
     columns = ["tags.`ablate.verdict`", *(f"metrics.`{name}`" for name in numbers)]
-    return _state(parent, "effect", "metrics.`coca/p_adjusted`", columns)
+    return _state(parent, "effect", f"metrics.`{decides}/p_adjusted`", columns)
 
 
 def _state(parent: str, role: str, by: str, columns: Sequence[str]) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def view_link(base: str, experiment: str, parent: str, role: str = "trial") -> s
     return f"{base}/#/experiments/{experiment}/runs?viewStateShareKey={key}{mode}"
 
 
-def runs_link(base: str, experiment: str, chosen: str, by: str = "test/coca") -> str:
+def runs_link(base: str, experiment: str, chosen: str, by: str = f"test/{DECIDES}") -> str:
     """Return a link to a table of the runs that a search expression chooses.
 
     It sorts by a metric, since MLflow hides children under their parents in any other order.

@@ -9,7 +9,7 @@ from studies import finish, planned, write_result
 from ablate.analysis.losses import race_so_far, stage_losses
 from ablate.analysis.results import make_results
 from ablate.analysis.warnings import effect_warnings, lost_pairs
-from ablate.core.metrics import DECISIVE
+from ablate.core.metrics import DECIDES
 from ablate.planning.planner import StudyOptions
 from ablate.report.build import make_report
 from ablate.stats.effects import DecisionRule
@@ -61,7 +61,7 @@ def test_a_cell_that_varies_more_than_its_reference_is_named(shapes: str, tmp_pa
     (words,) = effect_warnings(plan, losses | wild, DecisionRule())
     assert words.startswith("losses of grr vary 6")
     assert "times as much over seeds as those of baseline" in words
-    assert lost_pairs(plan, {DECISIVE: losses | wild}, DECISIVE, None) == []
+    assert lost_pairs(plan, {DECIDES: losses | wild}, DECIDES, None) == []
 
 
 def test_copies_and_models_that_know_nothing_are_named(shapes: str, tmp_path: Path) -> None:
@@ -76,8 +76,9 @@ def test_copies_and_models_that_know_nothing_are_named(shapes: str, tmp_path: Pa
     assert found == [
         "grr has the same loss to the last digit with seeds 0, 1: copies, or seeds without an "
         "effect",
-        "baseline is no better than knowing nothing in perplexity (1000, knowing nothing 999): it "
-        "has learned too little to tell of a swap",
+        "baseline is no better than chance in perplexity (1000; chance, the perplexity of the "
+        "training captions' token frequencies, is 999): it is undertrained, and the swap cannot be "
+        "assessed",
     ]
 
 
@@ -106,6 +107,6 @@ def test_pairs_that_no_look_of_a_race_uses_are_named(shapes: str, tmp_path: Path
     assert not race_so_far(plan, ledger).running
     words = "seeds 6, 7 of baseline -> grr are beyond its last look: not used"
     assert words in effect_warnings(
-        plan, stage_losses(plan, ledger)[DECISIVE], DecisionRule(looks=plan.looks)
+        plan, stage_losses(plan, ledger)[DECIDES], DecisionRule(looks=plan.looks)
     )
     assert make_results(plan, ledger).effects[-1].seeds == (0, 1, 2, 4, 5)

@@ -51,7 +51,7 @@ def test_a_study_from_command_to_report(shapes: str, tmp_path: Path) -> None:
     assert code == 0, shown
     assert "[6/6]" in shown
     report = (tmp_path / "study/report.md").read_text()
-    for words in ("baseline -> grr (primary)", "grr norm=dyt", "knowing nothing", "27.25"):
+    for words in ("baseline -> grr (primary)", "grr norm=dyt", "| chance |", "27.25"):
         assert words in report
     for name in ("effects.csv", "effects.png", "curves.png", "study.json"):
         assert (tmp_path / "study" / name).stat().st_size > 100

@@ -41,6 +41,7 @@ def test_a_search_is_shown_before_its_study_begins(
             "grr": {"trials": 1, "val/coca": None},
         },
         "grid": "",
+        "decides": "",
         "trials": [],
     }
     (tmp_path / "search.json").write_text('[{"subject": 1}]')

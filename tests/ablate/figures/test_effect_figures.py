@@ -12,19 +12,25 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from studies import HOSTILE, finish, planned, write_result
 
+from ablate.analysis.cells import comparable
 from ablate.analysis.losses import stage_losses
 from ablate.analysis.results import StudyResults, make_results
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import FINETUNED, LABELS
+from ablate.core.metrics import FINETUNED, compared
 from ablate.core.plan import Plan
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
 from ablate.figures.effect_figures import draw_figures
 from ablate.figures.style import INK, INKS, MUTED, ZONE, save
+from ablate.planning.planner import StudyOptions
 from ablate.stats.effects import DecisionRule, effect, improvements
 from ablate.stats.tests_and_intervals import t_interval
 
 Made = tuple[Plan, Ledger, StudyResults]
+
+
+def keys() -> list[str]:
+    return [metric.key for metric in compared()]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,7 @@ def test_forest_shows_every_effect_with_its_interval(full: Made) -> None:
     assert names[0] == "baseline -> grr (primary)"
     assert names[-1] == "baseline -> baseline again (A/A)"
     assert len(names) == len(plan.contrasts) + 1
-    for panel, metric in zip(drawing.axes, LABELS, strict=True):
+    for panel, metric in zip(drawing.axes, keys(), strict=True):
         own = [e for e in (*found.effects, *found.noise) if e.metric == metric]
         ends = {tuple(one.get_xdata()) for one in panel.lines if len(one.get_xdata()) == 2}
         low, high = panel.get_xlim()
@@ -96,7 +102,9 @@ def test_intervals_that_leave_the_panel_have_an_arrow(shapes: str, tmp_path: Pat
 def test_slopes_have_a_line_per_seed(full: Made) -> None:
     plan, ledger, _ = full
     losses = stage_losses(plan, ledger)
-    for panel, metric in zip(figures.slopes(plan, ledger).axes, LABELS, strict=True):
+    for panel, metric in zip(
+        figures.slopes(plan, make_results(plan, ledger)).axes, keys(), strict=True
+    ):
         for seed in range(plan.seeds):
             expected = [losses[metric][cell, seed] for cell in ("baseline", "grr")]
             assert line(panel, f"seed {seed}")[:, 1].tolist() == expected
@@ -108,7 +116,7 @@ def test_slopes_have_a_line_per_seed(full: Made) -> None:
 
 def test_shapley_bars_lead_from_nothing_to_the_whole(full: Made) -> None:
     _, _, found = full
-    for panel, metric in zip(figures.shapley(found).axes, LABELS, strict=True):
+    for panel, metric in zip(figures.shapley(found).axes, keys(), strict=True):
         attribution = found.attributions[metric]
         bars = panel.patches
         assert len(bars) == len(attribution.shapley) + 1
@@ -128,7 +136,7 @@ def test_shapley_bars_lead_from_nothing_to_the_whole(full: Made) -> None:
 def test_interactions_are_parallel_where_swaps_add_up(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=3)
     finish(plan, ledger, noise=0.0)
-    drawing = figures.interactions(plan, ledger)
+    drawing = figures.interactions(plan, make_results(plan, ledger))
     assert len(drawing.axes) == 3
     for panel in drawing.axes:
         other = texts(panel)[0].removeprefix("without ")
@@ -139,9 +147,32 @@ def test_interactions_are_parallel_where_swaps_add_up(shapes: str, tmp_path: Pat
     assert line(first, "with rmsnorm")[:, 1] == pytest.approx([0.05, 4.05])
 
 
+def test_after_interim_looks_figures_have_the_seeds_and_intervals_of_the_tables(
+    shapes: str, tmp_path: Path
+) -> None:
+    plan, ledger = planned(tmp_path, shapes, declared=StudyOptions(looks=(3, 5, 8)))
+    finish(plan, ledger, but=[trial for trial in plan.trials if trial.seed == 7])
+    results = make_results(plan, ledger)
+    whole = results.attributions["coca"]
+    assert whole.seeds == tuple(range(5))  # of seven that are there
+    panel = figures.interactions(plan, results).axes[0]
+    swaps, other = ("geglu", "rmsnorm"), "rmsnorm"
+    for present in ((True, False), (True, True)):
+        setting = next(s for s in whole.settings if (s.swaps, s.present) == (swaps, present))
+        words = f"{'with' if present[1] else 'without'} {other}"
+        assert line(panel, words)[1, 1] == setting.gain.estimate
+        ends = [one.get_ydata() for one in panel.lines if len(one.get_ydata()) == 2]
+        assert any(list(y) == [setting.gain.low, setting.gain.high] for y in ends)
+    effect_of_primary = results.of("baseline -> grr")
+    assert effect_of_primary is not None
+    assert effect_of_primary.seeds == tuple(range(5))
+    seeds = {one.get_label() for one in figures.slopes(plan, results).axes[0].lines}
+    assert seeds == {"mean", *(f"seed {seed}" for seed in range(5))}
+
+
 def test_curves_show_means_over_seeds_and_paired_improvements(full: Made) -> None:
     plan, ledger, _ = full
-    drawing = cell_figures.curves(plan, ledger)
+    drawing = cell_figures.curves(plan, make_results(plan, ledger))
     upper, lower = drawing.axes[2], drawing.axes[5]
     values = [ledger.curve(t)[-1]["val/coca"] for t in plan.of_cell("grr")]
     assert line(upper, "grr")[-1].tolist() == pytest.approx([20, np.mean(values)])
@@ -163,7 +194,7 @@ def test_labels_stand_apart_and_in_order() -> None:
 
 def test_cost_has_every_cell_with_its_interval(full: Made) -> None:
     plan, ledger, _ = full
-    drawing = cell_figures.cost_against_quality(plan, ledger)
+    drawing = cell_figures.cost_against_quality(plan, make_results(plan, ledger))
     left, right = drawing.axes
     ranked = [text.partition("  ")[2] for text in texts(right) if "  " in text]
     means = {
@@ -201,7 +232,7 @@ def test_a_cell_with_fewer_seeds_stands_by_its_ratio_to_the_reference(
         hard = (ledger.metrics(trial) or {})["test/coca"] * 1.2
         write_result(plan, ledger, trial, trial.stages[0], 0.01, **{"test/coca": hard})
     losses = stage_losses(plan, ledger)["coca"]
-    drawing = cell_figures.cost_against_quality(plan, ledger)
+    drawing = cell_figures.cost_against_quality(plan, make_results(plan, ledger))
     ranked = [text.partition("  ")[2] for text in texts(drawing.axes[1]) if "  " in text]
     wanted = ("grr", "baseline+rope", "baseline", dropped, "original")
     assert [cell for cell in ranked if cell in wanted] == list(wanted)
@@ -221,16 +252,16 @@ def test_a_cell_without_a_seed_of_the_reference_is_named_and_not_placed(
     plan, ledger = planned(tmp_path, shapes, grid="swaps", seeds=2)
     failed = [t for t in plan.trials if t.seed == (0 if t.name == "grr" else 1)]
     finish(plan, ledger, but=failed)
-    drawing = cell_figures.cost_against_quality(plan, ledger)
+    drawing = cell_figures.cost_against_quality(plan, make_results(plan, ledger))
     assert not any("grr" in text for text in texts(drawing.axes[1]))
     assert note_of(drawing).endswith("Without a seed of baseline, and not shown: grr.")
 
 
 def test_cells_of_the_same_seeds_stand_at_their_means_without_the_reference() -> None:
     losses = {"a": {0: 3.0, 1: 5.0}, "b": {0: 2.0, 1: 4.0}}
-    placed = cell_figures.comparable(losses, "none of them")
+    placed = comparable(losses, "none of them")
     assert {cell: own.tolist() for cell, own in placed.items()} == {"a": [3, 5], "b": [2, 4]}
-    assert cell_figures.comparable({**losses, "b": {0: 2.0}}, "none of them") == {}
+    assert comparable({**losses, "b": {0: 2.0}}, "none of them") == {}
 
 
 def test_figures_without_data_are_left_out_and_old_ones_removed(
@@ -238,10 +269,10 @@ def test_figures_without_data_are_left_out_and_old_ones_removed(
 ) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3)
     (tmp_path / "shapley.png").write_bytes(b"of another day")
-    assert draw_figures(plan, ledger, make_results(plan, ledger)) == []
+    assert draw_figures(plan, ledger.directory, make_results(plan, ledger)) == []
     assert not (tmp_path / "shapley.png").exists()
     finish(plan, ledger)
-    drawn = draw_figures(plan, ledger, make_results(plan, ledger))
+    drawn = draw_figures(plan, ledger.directory, make_results(plan, ledger))
     assert {path.stem for path in drawn} == {"effects", "slopes", "curves", "cost"}
     assert {path.suffix for path in drawn} == {".png", ".svg"}
 
@@ -250,7 +281,7 @@ def test_finetunings_have_a_forest_of_their_own(shapes: str, tmp_path: Path) -> 
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3, sources=(shapes,))
     finish(plan, ledger)
     found = make_results(plan, ledger)
-    drawn = {path.name for path in draw_figures(plan, ledger, found)}
+    drawn = {path.name for path in draw_figures(plan, ledger.directory, found)}
     assert "effects-finetuned.svg" in drawn
     panel = figures.forest(plan, found, FINETUNED).axes[-1]
     mean = found.of("baseline -> grr", FINETUNED + "coca").estimate
@@ -263,7 +294,7 @@ def test_few_seeds_draw_without_intervals(seeds: int, shapes: str, tmp_path: Pat
     plan, ledger = planned(tmp_path, shapes, seeds=seeds)
     finish(plan, ledger)
     found = make_results(plan, ledger)
-    assert len(draw_figures(plan, ledger, found)) == 12
+    assert len(draw_figures(plan, ledger.directory, found)) == 12
     if seeds == 1:
         assert not math.isfinite(found.effects[0].low)
 
@@ -272,11 +303,13 @@ def test_losses_that_are_no_numbers_are_left_out(shapes: str, tmp_path: Path) ->
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=3)
     finish(plan, ledger)
     bad = plan.of_cell("grr")[1]
-    broken = {f"test/{m}": math.nan for m in LABELS}
+    broken = {f"test/{m}": math.nan for m in keys()}
     write_result(plan, ledger, bad, bad.stages[0], 0.3, **broken)
     found = make_results(plan, ledger)
-    assert len(draw_figures(plan, ledger, found)) == 8
-    labels = {one.get_label() for one in figures.slopes(plan, ledger).axes[2].lines}
+    assert len(draw_figures(plan, ledger.directory, found)) == 8
+    labels = {
+        one.get_label() for one in figures.slopes(plan, make_results(plan, ledger)).axes[2].lines
+    }
     assert labels == {"seed 0", "seed 2", "mean"}
 
 
@@ -286,18 +319,18 @@ def test_a_metric_without_a_number_has_no_panel(shapes: str, tmp_path: Path) -> 
         broken = {"test/coca": math.nan, "test/perplexity": math.nan}
         write_result(plan, ledger, trial, trial.stages[0], 0.3, **broken)
     found = make_results(plan, ledger)
-    assert {path.stem for path in draw_figures(plan, ledger, found)} == {
+    assert {path.stem for path in draw_figures(plan, ledger.directory, found)} == {
         "effects", "slopes", "curves",
     }  # fmt: skip
-    for drawing in (figures.forest(plan, found), figures.slopes(plan, ledger)):
+    for drawing in (figures.forest(plan, found), figures.slopes(plan, make_results(plan, ledger))):
         assert [panel.get_title("left") for panel in drawing.axes] == ["contrastive loss"]
 
 
 @pytest.mark.slow
 def test_drawings_are_reproducible_and_in_our_inks_only(full: Made, tmp_path: Path) -> None:
     plan, ledger, found = full
-    first = {p.name: p.read_bytes() for p in draw_figures(plan, ledger, found)}
-    again = {p.name: p.read_bytes() for p in draw_figures(plan, ledger, found)}
+    first = {p.name: p.read_bytes() for p in draw_figures(plan, ledger.directory, found)}
+    again = {p.name: p.read_bytes() for p in draw_figures(plan, ledger.directory, found)}
     assert first == again
     inks = {light for light, _ in INKS.values()}
     for name, content in first.items():
@@ -309,7 +342,9 @@ def test_drawings_are_reproducible_and_in_our_inks_only(full: Made, tmp_path: Pa
 def test_hostile_names_are_drawn_as_they_are(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, seeds=3, rename={"baseline+rope": HOSTILE})
     finish(plan, ledger)
-    content = save(cell_figures.curves(plan, ledger), tmp_path / "a.svg").read_text("utf-8")
+    content = save(
+        cell_figures.curves(plan, make_results(plan, ledger)), tmp_path / "a.svg"
+    ).read_text("utf-8")
     words = [
         "".join(text.itertext()) for text in ET.fromstring(content).iter() if "text" in text.tag
     ]
@@ -341,7 +376,7 @@ def luminance(colour: str) -> float:
 
 def test_the_reference_and_the_candidate_keep_their_inks(full: Made) -> None:
     plan, ledger, _ = full
-    panel = cell_figures.curves(plan, ledger).axes[0]
+    panel = cell_figures.curves(plan, make_results(plan, ledger)).axes[0]
     inks = {one.get_label(): to_hex(one.get_color()) for one in panel.lines}
     assert inks["baseline"] == INK
     assert list(inks.values()).count(INKS["candidate"][0]) == 1
@@ -351,7 +386,7 @@ def test_the_reference_and_the_candidate_keep_their_inks(full: Made) -> None:
 def test_curves_of_a_study_that_stopped_before_two_cells_met(shapes: str, tmp_path: Path) -> None:
     plan, ledger = planned(tmp_path, shapes, grid="paper", seeds=1)
     finish(plan, ledger, but=[trial for trial in plan.trials if trial.name == "grr"])
-    drawing = cell_figures.curves(plan, ledger)
+    drawing = cell_figures.curves(plan, make_results(plan, ledger))
     assert drawing is not None
     upper, lower = drawing.axes[0], drawing.axes[3]
     assert len(upper.lines) == 1  # baseline's

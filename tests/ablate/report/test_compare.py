@@ -16,7 +16,7 @@ from ablate.core.plan import read_plan
 from ablate.planning.planner import StudyOptions
 from ablate.report.compare import compare_studies, pool
 from ablate.report.document import Document
-from ablate.report.effect_sections import percent, shown
+from ablate.report.effect_sections import effect_cell, percent
 from ablate.stats.effects import improvements
 from ablate.stats.tests_and_intervals import t_interval
 
@@ -136,7 +136,7 @@ def test_other_seeds_of_one_experiment_are_pooled(shapes: str, plain: Path, tmp_
         "improved."
     ]
     assert found.sections[0].items == ["Nothing: they are one experiment."]
-    assert row_of(found, "CoCa loss")[4] == shown(both)
+    assert row_of(found, "CoCa loss")[4] == effect_cell(both)
     verdicts = row_of(found, "Seeds and verdicts (CoCa loss)")
     assert verdicts[1:] == ("6 seeds: improved", "5 seeds: improved", "11 seeds: improved")
     (looked,) = [text for text in found.sections[1].paragraphs if "a look that p" in text]
@@ -231,7 +231,7 @@ def test_pooled_verdicts_are_of_the_contrasts_of_both(shapes: str, tmp_path: Pat
     pooled = pool(*first, [alone])[name, "coca"]
     assert len(pooled.seeds) == 12
     assert pooled.p_adjusted > pooled.p, "the other contrasts were tested, too"
-    assert shown_of["all", "few"] == shown(pooled)
+    assert shown_of["all", "few"] == effect_cell(pooled)
 
 
 def test_declarations_that_differ_are_named(shapes: str, plain: Path, tmp_path: Path) -> None:

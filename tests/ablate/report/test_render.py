@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from studies import HOSTILE
 
-from ablate.figures.style import INKS, SERIES, save, sheet, with_style
+from ablate.figures.style import INKS, SERIES, new_figure, save, with_style
 from ablate.report.document import Document, Picture, Section, Table
 from ablate.report.render import html, latex, markdown, numeric
 
@@ -137,7 +137,7 @@ def test_light_and_dark_have_every_ink(tmp_path: Path) -> None:
 
 @with_style
 def drawing(path: Path) -> None:
-    figure = sheet(4, 2)
+    figure = new_figure(4, 2)
     panel = figure.subplots()
     panel.plot([0, 1], [0, 1], color=SERIES[0])
     panel.fill_between([0, 1], [0, 1], [1, 2], color=SERIES[0], alpha=0.2)

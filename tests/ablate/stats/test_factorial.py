@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from pooled_terms import pooled_terms
 from scipy import stats
 from statsmodels.formula.api import ols
 
 from ablate.stats.effects import DecisionRule
-from ablate.stats.factorial import attribute, pooled_terms
+from ablate.stats.factorial import attribute
 
 SWAPS = ("f", "n", "p")
 CELLS = {

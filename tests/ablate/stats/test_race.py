@@ -17,7 +17,7 @@ from ablate.analysis.results import StudyResults
 from ablate.core.files import write_json
 from ablate.core.grid import Contrast
 from ablate.core.ledger import Ledger
-from ablate.core.metrics import DECISIVE
+from ablate.core.metrics import DECIDES
 from ablate.core.plan import Plan, read_plan
 from ablate.core.trial import Trial
 from ablate.driver.run_study import run_looks
@@ -240,10 +240,11 @@ def go(plan: Plan, trainer: Trainer) -> str:
 
 
 def found_of(plan: Plan, ledger: Ledger) -> StudyResults:
-    race, losses = race_so_far(plan, ledger), stage_losses(plan, ledger)[DECISIVE]
+    race, losses = race_so_far(plan, ledger), stage_losses(plan, ledger)[DECIDES]
     rule = DecisionRule(looks=plan.looks)
-    return StudyResults(effects=effects(plan.contrasts, DECISIVE, losses, rule=rule), noise=[],
-                    attributions={}, examples=[], problems=[], race=race)  # fmt: skip
+    found = effects(plan.contrasts, DECIDES, losses, rule=rule)
+    return StudyResults(decides=DECIDES, effects=found, noise=[], attributions={}, examples=[],
+                        problems=[], race=race)  # fmt: skip
 
 
 def test_a_race_trains_what_its_looks_ask_for(plan: Plan, tmp_path: Path) -> None:

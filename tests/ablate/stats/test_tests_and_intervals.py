@@ -58,9 +58,8 @@ def test_the_smallest_p_is_reached_when_all_agree(n: int) -> None:
     assert smallest_p(5) == 0.0625
 
 
-def test_beyond_sixteen_pairs_the_t_test_stands_in() -> None:
-    values = NOISE.ravel()[:17]
-    assert sign_flip_p(values) == t_test_p(values)
+def test_beyond_sixteen_pairs_no_sign_flip_p_is_computed() -> None:
+    assert math.isnan(sign_flip_p(NOISE.ravel()[:17]))
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -9,7 +9,7 @@ from studies import finish, planned
 
 from ablate.analysis.results import make_results
 from ablate.cli.command import main
-from ablate.core.metrics import LABELS
+from ablate.core.metrics import METRICS, compared
 from ablate.core.records import read_examples
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
@@ -21,6 +21,10 @@ from blocks import default_registry
 
 REGISTRY = default_registry()
 MEASURED = {"contrastive": ["contrastive", "coca"], "captioning": ["perplexity", "coca"]}
+
+
+def keys() -> list[str]:
+    return [metric.key for metric in compared()]
 
 
 @pytest.mark.parametrize("objective", MEASURED)
@@ -35,7 +39,7 @@ def test_results_of_planned_studies_are_what_training_measures(
     ours, theirs = (ledger.metrics(trial) or {} for trial in (made, trained))
     assert ours.keys() <= theirs.keys()
     for found in (ours, theirs):
-        assert [m for m in LABELS if f"test/{m}" in found] == MEASURED[objective]
+        assert [m for m in keys() if f"test/{m}" in found] == MEASURED[objective]
     first, second = (read_examples(ledger.folder(trial)) or {} for trial in (made, trained))
     assert first.keys() == second.keys() != set()
     first, second = (ledger.result(trial) or {} for trial in (made, trained))
@@ -50,21 +54,21 @@ def test_figures_have_a_panel_for_each_metric_that_was_measured(
     plan, ledger = planned(tmp_path, shapes, grid=grid, seeds=3, changed={"objective": objective})
     finish(plan, ledger)
     found = make_results(plan, ledger)
-    titles = [LABELS[metric] for metric in MEASURED[objective]]
+    titles = [METRICS[metric].label for metric in MEASURED[objective]]
 
     def panels(drawing: figures.Drawing | None) -> list[str]:
         assert drawing is not None
         return [panel.get_title("left") for panel in drawing.axes]
 
     assert panels(figures.forest(plan, found)) == [titles[0], f"{titles[1]} (decides)"]
-    assert panels(figures.slopes(plan, ledger)) == titles
-    curves = panels(cell_figures.curves(plan, ledger))
+    assert panels(figures.slopes(plan, make_results(plan, ledger))) == titles
+    curves = panels(cell_figures.curves(plan, make_results(plan, ledger)))
     assert curves[:2] == [f"validation {title}" for title in titles]
     assert len(curves) == 4
-    assert len(panels(cell_figures.cost_against_quality(plan, ledger))) == 2
+    assert len(panels(cell_figures.cost_against_quality(plan, make_results(plan, ledger)))) == 2
     if grid == "full":
         assert panels(figures.shapley(found)) == titles
-        assert len(panels(figures.interactions(plan, ledger))) == 3
+        assert len(panels(figures.interactions(plan, make_results(plan, ledger)))) == 3
     assert draw_captions(plan, ledger, REGISTRY) == []
 
 
