@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ablate.core.files import read_json, write_json
 from ablate.core.grid import Contrast
-from ablate.core.metrics import DECIDES
-from ablate.core.trial import Stage, Trial, from_dict, to_dict
+from ablate.core.metrics import DECIDES, METRICS, compared
+from ablate.core.stored import from_json
+from ablate.core.trial import Stage, Trial, to_dict
 from assemblies import CoCaConfig, Cost
 from blocks import UsageError
+from blocks.errors import unknown
 
 STUDY_FILE = "study.json"
 MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
@@ -26,42 +28,84 @@ MATCHES = {"params": "parameters", "flops": "FLOPs", "width": "inner width"}
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything about a study but its results.
-
-    ``seeds`` is how many there are, from ``first_seed`` on. ``skipped`` gives the reason for each
-    cell that cannot be built, ``same`` the cell that another one turned out to equal, ``dropped``
-    what each contrast lacks that was left out for it.
-    ``factorial`` names the swaps that are in each cell of a full factorial, if the grid holds one.
-    ``noise`` is the A/A contrast, if there is one. ``references`` are, by stage, the test losses of
-    knowing nothing; ``blocks`` the hash of the source of every block used, by spelling, and
-    ``code`` that of what assembles and trains. ``search`` declares the search before the seeds run,
-    if there is one, and ``tuned`` the recipes that it found, by cell (`ablate.search.recipes`).
-    """
+    """Everything about a study but its results."""
 
     grid: str
+    """The grid's name."""
+
     summary: str
+    """What the grid is, in a line."""
+
     size: str
+    """The size that cells and recipe are of."""
+
     seeds: int
+    """How many seeds every cell has; with interim looks, at most."""
+
     first_seed: int = 0
+    """The seed that the others follow: above 0 where earlier ones have been looked at."""
+
     trials: list[Trial]
+    """All that is trained, seed by seed: a study that is stopped early is still balanced."""
+
     costs: dict[str, Cost]
+    """What each cell costs, in the grid's order; the A/A cell is last."""
+
     contrasts: tuple[Contrast, ...]
+    """What is compared, at most one of them primary; p is adjusted for all of them."""
+
     noise: Contrast | None = None
+    """The A/A contrast, if there is one: the reference against itself under other seeds."""
+
     factorial: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The swaps in each cell of a full factorial, if the grid holds one."""
+
     skipped: dict[str, str] = field(default_factory=dict)
+    """Why a cell of the grid cannot be built, by cell."""
+
     same: dict[str, str] = field(default_factory=dict)
+    """The earlier cell that a cell turned out to equal, by cell."""
+
     dropped: dict[str, str] = field(default_factory=dict)
+    """What a contrast lacks that was left out for it, by contrast."""
+
     data_skipped: dict[str, int] = field(default_factory=dict)
+    """How many pairs of the data are unusable, by reason."""
+
     references: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What an untrained model would get on the test split, by stage and metric."""
+
     blocks: dict[str, str] = field(default_factory=dict)
+    """The hash of the source of every block in use, by kind and spelling."""
+
     code: str = ""
+    """The hash of the code that assembles and trains."""
+
     decides: str = DECIDES
+    """The metric that verdicts go by, one of `METRICS`."""
+
     smallest_effect: float = 1.0
+    """The improvement in percent below which a difference is of no interest."""
+
     looks: tuple[int, ...] = ()
+    """The numbers of seeds at interim looks, of a group-sequential study; none otherwise."""
+
     aim: str = "improvements"
+    """What interim looks go on for: ``improvements``, or any ``verdicts``."""
+
     exploratory: bool = False
+    """Whether trials are stopped early by ASHA; then there are no verdicts."""
+
     search: Mapping[str, Any] = field(default_factory=dict)
+    """What is declared of a search before the seeds run, if there is one."""
+
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The recipe that the search found, by cell (`ablate.search.recipes`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a metric that verdicts cannot go by."""
+        if self.decides not in METRICS or not METRICS[self.decides].compared:
+            raise unknown("metric to decide by", self.decides, [m.key for m in compared()])
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -150,32 +194,17 @@ def read_plan(directory: Path) -> Plan:
     if data is None:
         raise UsageError(f"{str(directory)!r} is no study: it has no {STUDY_FILE}")
     try:
-        plan = Plan(
-            **{f.name: data[f.name] for f in dataclasses.fields(Plan) if f.name in data}
-            | {
-                "trials": [from_dict(trial) for trial in data["trials"]],
-                "costs": _in_order(data["trials"], data["costs"]),
-                "contrasts": tuple(_contrast(c) for c in data["contrasts"]),
-                "noise": _contrast(data["noise"]) if data["noise"] else None,
-                "factorial": {cell: tuple(swaps) for cell, swaps in data["factorial"].items()},
-                "looks": tuple(data["looks"]),
-            }
-        )
-    except (UsageError, KeyError, TypeError, AttributeError, ValueError) as error:
+        plan: Plan = from_json(Plan, (directory / STUDY_FILE).read_bytes())
+    except UsageError as error:
         raise UsageError(
             f"study {str(directory)!r} was written by another version ({error}); "
             "run its command again, or use that version"
         ) from None
     _check_folders(plan, directory)
-    return plan
-
-
-def _in_order(
-    trials: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Cost]:
-    """Return costs by cell in the order of the grid, which JSON with sorted keys does not keep."""
-    names = dict.fromkeys([*(trial["name"] for trial in trials), *costs])
-    return {name: Cost(**costs[name]) for name in names if name in costs}
+    # JSON with sorted keys does not keep the grid's order; that of the trials is the same.
+    names = dict.fromkeys([*plan.cells, *plan.costs])
+    costs = {name: plan.costs[name] for name in names if name in plan.costs}
+    return dataclasses.replace(plan, costs=costs)
 
 
 def _check_folders(plan: Plan, directory: Path) -> None:
@@ -191,8 +220,3 @@ def _check_folders(plan: Plan, directory: Path) -> None:
 def read_launches(directory: Path) -> list[dict[str, Any]]:
     """Return the notes of a study's launches, the first one first."""
     return list((read_json(directory / STUDY_FILE) or {}).get("launches", []))
-
-
-def _contrast(data: Mapping[str, Any]) -> Contrast:
-    pairs = tuple((str(a), str(b)) for a, b in data["pairs"])
-    return Contrast(**{**data, "pairs": pairs, "fields": tuple(data["fields"])})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ablate.core.files import read_json
 from ablate.core.metrics import SELECTION, Metrics
+from ablate.core.stored import from_json
 from ablate.core.trial import Stage
 from assemblies.checkpoint import CONFIG
 from blocks import UsageError
+
+EXAMPLES_FILE = "examples.safetensors"
 
 
 def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
@@ -23,21 +26,29 @@ def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
     return {**named, "step": before + metrics["step"]}
 
 
+@dataclass(frozen=True)
+class Record:
+    """What every finished stage writes; there is more beside it, and later versions may add."""
+
+    key: str
+    """The stage's."""
+
+    metrics: dict[str, float | int]
+    """By name: a split, a slash and a metric's key; steps and seconds without a split."""
+
+
 def read_record(folder: Path, stage: Stage) -> dict[str, Any] | None:
     """Return the record of a finished stage, or None: what is damaged or lost is done again."""
     try:
-        found = read_json(folder / "result.json")
-    except UsageError:
+        text = (folder / "result.json").read_bytes()
+        checked: Record = from_json(Record, text)
+    except (OSError, UsageError):
         return None
-    whole = isinstance(found, dict) and (stage.is_search or (folder / "model" / CONFIG).exists())
-    return found if whole and found.get("key") == stage.key and _has_numbers(found, stage) else None
-
-
-def _has_numbers(record: dict[str, Any], stage: Stage) -> bool:
-    metrics = record.get("metrics")
-    if not isinstance(metrics, dict) or not (stage.is_search or f"test/{SELECTION}" in metrics):
-        return False
-    return all(type(value) in (int, float) for value in metrics.values())
+    is_whole = stage.is_search or (folder / "model" / CONFIG).exists()
+    is_tested = stage.is_search or f"test/{SELECTION}" in checked.metrics
+    if not is_whole or not is_tested or checked.key != stage.key:
+        return None
+    return dict(json.loads(text))
 
 
 def read_curve(path: Path) -> list[dict[str, Any]]:
@@ -51,9 +62,6 @@ def read_curve(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return curve
-
-
-EXAMPLES_FILE = "examples.safetensors"
 
 
 def read_examples(folder: Path) -> dict[str, Tensor] | None:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ablate.core.files import read_json, write_json
+from ablate.core.files import write_json
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
+from ablate.core.stored import from_json
 from assemblies import CoCaConfig
 from blocks import KINDS, UsageError
 
@@ -18,19 +19,31 @@ RECORD = "search.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A search trial that is over: its best validation loss, or why it has none.
-
-    ``state`` is ``complete``, ``fail`` (its training failed) or ``pruned`` (it cannot be built).
-    """
+    """A search trial that is over: its best validation loss, or why it has none."""
 
     subject: str
+    """What is searched: a cell, or the blocks of all."""
+
     number: int
+    """Which of the subject's trials it is, from 0 on."""
+
     values: Mapping[str, Any]
+    """What was tried, by name."""
+
     loss: float | None
+    """The mean over tuning seeds of the best validation loss; None without one."""
+
     state: str
+    """``complete``, ``fail`` (its training failed) or ``pruned`` (it cannot be built)."""
+
     reason: str = ""
+    """Why it has no loss."""
+
     cell: str = ""
+    """The cell that its values lead to, in a search over blocks."""
+
     keys: tuple[str, ...] = ()
+    """Of its trainings, one per tuning seed."""
 
     @property
     def short(self) -> str:
@@ -49,14 +62,17 @@ def write_outcomes(found: Found, directory: Path) -> None:
 
 def read_outcomes(directory: Path) -> Found:
     """Return what a study's searches have found so far: nothing where there were none."""
-    found: Found = {}
+    path = directory / RECORD
+    if not path.exists():
+        return {}
     try:
-        for row in read_json(directory / RECORD) or []:
-            outcome = Outcome(**{**row, "keys": tuple(row["keys"])})
-            found.setdefault(outcome.subject, []).append(outcome)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{str(directory / RECORD)!r} is not one of ours ({error})") from None
-    return found
+        outcomes: list[Outcome] = from_json(list[Outcome], path.read_bytes())
+    except UsageError as error:
+        raise UsageError(f"{str(path)!r} is not one of ours ({error})") from None
+    by_subject: Found = {}
+    for outcome in outcomes:
+        by_subject.setdefault(outcome.subject, []).append(outcome)
+    return by_subject
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:

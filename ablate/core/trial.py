@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 
 from ablate.core.files import digest
 from ablate.core.recipe import Recipe
 from ablate.core.recipe import from_dict as recipe_from_dict
+from ablate.core.stored import from_plain
 from assemblies import CoCaConfig
 from assemblies.checkpoint import CONFIG, TOKENIZER, WEIGHTS
 from assemblies.config import from_dict as cell_from_dict
@@ -46,16 +48,22 @@ REPLICATES = STUDY, AGAIN, TUNING = range(3)  # a study's trials, its A/A cell's
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """One training phase: ``pretrain``, ``finetune:SET`` or ``search``; ``key`` is its result's.
-
-    ``origin`` is the hash of the checkpoint that pretraining starts from, if it does.
-    """
+    """One training phase of a trial."""
 
     name: str
-    recipe: Recipe
+    """``pretrain``, ``finetune:SET`` or ``search``."""
+
+    recipe: Annotated[Recipe, BeforeValidator(recipe_from_dict)]
+    """How it is trained."""
+
     data_fingerprint: str
+    """The hash of its data's content, wherever they lie and however they were read."""
+
     key: str
+    """What its result is kept under: a hash of all that can change its numbers."""
+
     origin: str = ""
+    """The hash of the checkpoint that pretraining starts from, if it does."""
 
     @property
     def is_finetuning(self) -> bool:
@@ -85,7 +93,7 @@ class Trial:
     name: str
     """What the grid, or a search, calls its cell."""
 
-    cell: CoCaConfig
+    cell: Annotated[CoCaConfig, BeforeValidator(cell_from_dict)]
     """The architecture."""
 
     seed: int
@@ -96,6 +104,13 @@ class Trial:
 
     stages: tuple[Stage, ...]
     """Its training phases, pretraining first."""
+
+    def __post_init__(self) -> None:
+        """Read a trial of versions before 0.2, which had the stream's number for a seed."""
+        replicate, seed = divmod(self.seed, MAX_SEEDS)
+        if replicate:
+            object.__setattr__(self, "seed", seed)
+            object.__setattr__(self, "replicate", replicate)
 
     @property
     def key(self) -> str:
@@ -214,10 +229,6 @@ def to_dict(trial: Trial) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> Trial:
-    """Return the trial that `to_dict` wrote."""
-    stages = [Stage(**{**s, "recipe": recipe_from_dict(s["recipe"])}) for s in data["stages"]]
-    # Versions before 0.2 knew no replicates, and had the stream's number for a seed.
-    replicate, seed = divmod(data["seed"], MAX_SEEDS)
-    replicate = data.get("replicate", replicate)
-    found = {**data, "cell": cell_from_dict(data["cell"]), "stages": tuple(stages)}
-    return Trial(**found | {"seed": seed, "replicate": replicate})
+    """Return the trial that `to_dict` wrote; raises `UsageError` for anything else."""
+    trial: Trial = from_plain(Trial, data)
+    return trial
