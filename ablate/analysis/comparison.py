@@ -55,23 +55,23 @@ class StudySummary:
         plan, ledger = read_plan(directory), Ledger(directory)
         launches = [launch for launch in read_launches(directory) if launch]
         torch = launches[-1]["packages"]["torch"] if launches else "?"
-        found = make_results(plan, ledger)
-        return cls(str(directory), plan, stage_losses(plan, ledger), found, ledger, torch)
+        results = make_results(plan, ledger)
+        return cls(str(directory), plan, stage_losses(plan, ledger), results, ledger, torch)
 
 
 def differences(a: StudySummary, b: StudySummary) -> list[str]:
     """Return in words what keeps two studies from being one experiment."""
-    found = _recipes_differ(a.plan, b.plan) + _rules_differ(a.plan, b.plan)
+    differing = _recipes_differ(a.plan, b.plan) + _rules_differ(a.plan, b.plan)
     if a.plan.size != b.plan.size:
-        found.append(f"size: {a.plan.size} and {b.plan.size}")
+        differing.append(f"size: {a.plan.size} and {b.plan.size}")
     mine, theirs = (side.plan.stages[0].data_fingerprint for side in (a, b))
     if mine != theirs:
-        found.append(f"data: {mine[:16]} and {theirs[:16]}")
+        differing.append(f"data: {mine[:16]} and {theirs[:16]}")
     if a.plan.code != b.plan.code:
-        found.append("the code that assembles and trains")
+        differing.append("the code that assembles and trains")
     if a.torch != b.torch:
-        found.append(f"torch: {a.torch} and {b.torch}")
-    return [*found, *_other_trials(a.plan, b.plan), *_other_results(a, b)]
+        differing.append(f"torch: {a.torch} and {b.torch}")
+    return [*differing, *_other_trials(a.plan, b.plan), *_other_results(a, b)]
 
 
 def _recipes_differ(a: Plan, b: Plan) -> list[str]:
@@ -86,16 +86,18 @@ def _recipes_differ(a: Plan, b: Plan) -> list[str]:
 
 def _rules_differ(a: Plan, b: Plan) -> list[str]:
     """Return what seeds were added or stopped by: pooled with others, they would be chosen ones."""
-    found = []
+    differing = []
     if a.looks or b.looks:
         looks = (", ".join(map(str, plan.looks)) or "none" for plan in (a, b))
-        found.append("races, whose seeds came by what was seen: looks at " + " and ".join(looks))
+        differing.append(
+            "races, whose seeds came by what was seen: looks at " + " and ".join(looks)
+        )
         if a.looks and b.looks and a.aim != b.aim:
-            found.append(f"aim: {a.aim} and {b.aim}")
+            differing.append(f"aim: {a.aim} and {b.aim}")
     if a.exploratory or b.exploratory:
         words = ("exploratory" if plan.exploratory else "not" for plan in (a, b))
-        found.append("exploratory, trials were stopped early: " + " and ".join(words))
-    return found
+        differing.append("exploratory, trials were stopped early: " + " and ".join(words))
+    return differing
 
 
 def _other_trials(a: Plan, b: Plan) -> list[str]:
@@ -122,10 +124,10 @@ def _results(side: StudySummary) -> dict[str, str]:
     """Return, by key of its stage, all digits of what a stage's test gave."""
     keys = [metric.key for metric in compared()]
     return {
-        stage.key: str(found)
+        stage.key: str(values)
         for trial in side.plan.trials
         for stage in trial.stages
-        if any(found := [
+        if any(values := [
             side.losses[stage.prefix + metric].get((trial.name, trial.seed)) for metric in keys
         ])
     }  # fmt: skip
@@ -134,14 +136,14 @@ def _results(side: StudySummary) -> dict[str, str]:
 def declared_differ(a: Plan, b: Plan) -> list[str]:
     """Return what was declared otherwise for verdicts: it changes no number of the ledgers."""
     names = (plan.primary.name if plan.primary else "none" for plan in (a, b))
-    found = {
+    declared = {
         "deciding metric": (METRICS[a.decides].label, METRICS[b.decides].label),
         "primary contrast": tuple(names),
         "smallest effect of interest": (f"{a.smallest_effect:g}%", f"{b.smallest_effect:g}%"),
     }
     return [
         f"{what}: {mine} and {theirs}; pooled verdicts go by the first study's"
-        for what, (mine, theirs) in found.items()
+        for what, (mine, theirs) in declared.items()
         if mine != theirs
     ]
 
@@ -155,17 +157,17 @@ def other_cells(contrast: Contrast, a: Plan, b: Plan) -> str:
 def later_stages(a: Plan, b: Plan) -> tuple[list[tuple[str, str, bool]], list[str]]:
     """Return the stages of both by prefix, words and whether they are other ones; and in words."""
     mine, theirs = ({stage.prefix: stage for stage in plan.stages[1:]} for plan in (a, b))
-    found, apart = [("", "", False)], []
+    stages, apart = [("", "", False)], []
     for prefix in (prefix for prefix in mine if prefix in theirs):
         one, other = mine[prefix], theirs[prefix]
         differs = (one.recipe, one.data_fingerprint) != (other.recipe, other.data_fingerprint)
-        found.append((prefix, f", {one.name}", differs))
+        stages.append((prefix, f", {one.name}", differs))
         apart += [f"{one.name}: other data or another recipe"] if differs else []
     alone = [stage.name for p, stage in (mine | theirs).items() if p not in mine or p not in theirs]
     apart += [f"{name}: only one of the studies has it" for name in sorted(alone)]
-    if len(found) > 1 and not alone:
-        found.append((FINETUNED, ", mean of the fine-tunings", any(s[2] for s in found)))
-    return found, apart
+    if len(stages) > 1 and not alone:
+        stages.append((FINETUNED, ", mean of the fine-tunings", any(s[2] for s in stages)))
+    return stages, apart
 
 
 def in_common(contrast: Contrast, a: Plan, b: Plan) -> bool:

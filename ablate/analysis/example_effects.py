@@ -50,9 +50,9 @@ def example_effects(
 def _effect(
     contrast: Contrast, metric: str, values: Values, clusters: Values, rule: DecisionRule
 ) -> ExampleEffect:
-    found = clustered_interval(values, clusters, confidence(rule, len(values)))
+    errors = clustered_interval(values, clusters, confidence(rule, len(values)))
     return ExampleEffect(
-        **dataclasses.asdict(found),
+        **dataclasses.asdict(errors),
         contrast=contrast.name,
         metric=metric,
         seeds=len(values),
@@ -69,22 +69,28 @@ def _gains(
     Every trial has a loss of the same examples (contrastive losses: of full batches). A seed in
     which one of them is not finite is left out whole: all seeds must be of the same examples.
     """
-    found: dict[int, dict[str, Values]] = {}
+    by_seed: dict[int, dict[str, Values]] = {}
     clusters = np.array([])
     for trials in zip(*map(plan.of_cell, sorted(contrast.cells)), strict=True):
-        read = [own for trial in trials if (own := _losses_of(trial, ledger, metric))]
+        read = [of_trial for trial in trials if (of_trial := _losses_of(trial, ledger, metric))]
         if len(read) == len(trials):
-            found[trials[0].seed] = {t.name: own[0] for t, own in zip(trials, read, strict=True)}
+            by_seed[trials[0].seed] = {
+                t.name: of_trial[0] for t, of_trial in zip(trials, read, strict=True)
+            }
             clusters = read[0][1]
-    every = [losses for by_cell in found.values() for losses in by_cell.values()]
-    if len({len(losses) for losses in every}) > 1:
+    losses_of_trials = [losses for by_cell in by_seed.values() for losses in by_cell.values()]
+    if len({len(losses) for losses in losses_of_trials}) > 1:
         lost = f"losses by example ({metric}) are of other examples in some trials: not used"
         return {}, clusters, [lost]
-    counted = np.any(np.isfinite(every), axis=0) if every else np.array([], dtype=bool)
+    counted = (
+        np.any(np.isfinite(losses_of_trials), axis=0)
+        if losses_of_trials
+        else np.array([], dtype=bool)
+    )
     gains: dict[int, Values] = {}
     problems: list[str] = []
-    for seed, by_cell in found.items():
-        losses = {cell: own[counted] for cell, own in by_cell.items()}
+    for seed, by_cell in by_seed.items():
+        losses = {cell: of_trial[counted] for cell, of_trial in by_cell.items()}
         if np.isfinite(list(losses.values())).all():
             pairs = [(losses[a], losses[b]) for a, b in contrast.pairs]
             gains[seed] = np.mean([ratio_gains(a, b) for a, b in pairs], axis=0)
@@ -100,8 +106,8 @@ def _losses_of(trial: Trial, ledger: Ledger, metric: str) -> tuple[Values, Value
     """Return a finished trial's losses by example [n] and their clusters [n], if it has them."""
     if ledger.record(trial, trial.stages[0]) is None:
         return None
-    found = read_examples(ledger.folder(trial)) or {}
-    if metric not in found:
+    examples = read_examples(ledger.folder(trial)) or {}
+    if metric not in examples:
         return None
-    clusters = found["batch" if metric == "contrastive" else "group"]
-    return found[metric].double().numpy(), clusters.numpy()
+    clusters = examples["batch" if metric == "contrastive" else "group"]
+    return examples[metric].double().numpy(), clusters.numpy()

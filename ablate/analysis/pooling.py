@@ -39,7 +39,9 @@ def pool(a: StudySummary, b: StudySummary, alike: Sequence[Contrast]) -> Effects
     cells, chosen = a.plan.cells, {contrast.name for contrast in alike}
     other = {name for name, cell in b.plan.cells.items() if cells.get(name, cell) != cell}
     theirs = {m: {k: v for k, v in s.items() if k[0] not in other} for m, s in b.losses.items()}
-    merged: dict[str, Losses] = {m: {**theirs.get(m, {}), **own} for m, own in a.losses.items()}
+    merged: dict[str, Losses] = {
+        m: {**theirs.get(m, {}), **losses} for m, losses in a.losses.items()
+    }
     family = {c.name: dataclasses.replace(c, primary=False) for c in b.plan.contrasts}
     family |= {c.name: c for c in a.plan.contrasts}
     rule = decision_rule(a.plan)

@@ -20,11 +20,11 @@ UNEQUAL = 0.01  # a cell whose losses vary so surely more, or less, than its ref
 
 def failed_seeds(plan: Plan, ledger: Ledger, race: Race | None) -> dict[str, list[int]]:
     """Return the seeds with which cells failed when they last ran, by cell."""
-    found: dict[str, list[int]] = {}
+    seeds: dict[str, list[int]] = {}
     for trial in needed_trials(plan, race):
         if ledger.failure(trial) is not None and ledger.result(trial) is None:
-            found.setdefault(trial.name, []).append(trial.seed)
-    return found
+            seeds.setdefault(trial.name, []).append(trial.seed)
+    return seeds
 
 
 def lost_pairs(
@@ -32,8 +32,8 @@ def lost_pairs(
 ) -> list[str]:
     """Return which losses cannot be used, and which pairs no contrast has for that, each once."""
     reasons: dict[str, None] = {}
-    for metric, found in losses.items():
-        for (cell, pair), value in sorted(found.items()):
+    for metric, by_trial in losses.items():
+        for (cell, pair), value in sorted(by_trial.items()):
             if not is_usable(value):
                 reasons[f"{cell}, seed {pair}: {metric} is {value}; the pair is left out"] = None
     for stage in plan.stages:
@@ -49,13 +49,13 @@ def lost_pairs(
 
 def duplicate_losses(losses: Losses) -> list[str]:
     """Return which seeds of a cell have one and the same loss: no two trainings end alike."""
-    found: dict[tuple[str, float], list[int]] = {}
+    seeds_of_losses: dict[tuple[str, float], list[int]] = {}
     for (cell, seed), loss in sorted(losses.items()):
-        found.setdefault((cell, loss), []).append(seed)
+        seeds_of_losses.setdefault((cell, loss), []).append(seed)
     return [
         f"{cell} has the same loss to the last digit with seeds {', '.join(map(str, seeds))}: "
         "copies, or seeds without an effect"
-        for (cell, _), seeds in found.items()
+        for (cell, _), seeds in seeds_of_losses.items()
         if len(seeds) > 1
     ]
 
@@ -80,24 +80,26 @@ def below_chance(plan: Plan, losses: Mapping[str, Losses]) -> list[str]:
 
 def effect_warnings(plan: Plan, losses: Losses, rule: DecisionRule) -> list[str]:
     """Return which contrasts in the decisive loss are to be read with care, and why."""
-    found: list[str] = []
+    warnings: list[str] = []
     for contrast in (*plan.contrasts, *([plan.noise] if plan.noise else [])):
         by_seed = improvements(contrast, losses, METRICS[plan.decides].direction)
         seeds = up_to_look(list(by_seed), rule)
         if len(seeds) > 1 and not varies(np.array(list(by_seed.values()))):
-            found.append(
+            warnings.append(
                 f"{contrast.name} shows the same improvement with every seed: the seed has no "
                 "effect, or trials are copies; there is no verdict"
             )
         if rule.looks and len(by_seed) > len(seeds) and len(by_seed) > rule.looks[0]:
             waiting = ", ".join(str(seed) for seed in by_seed if seed not in seeds)
-            found.append(f"seeds {waiting} of {contrast.name} are beyond its last look: not used")
+            warnings.append(
+                f"seeds {waiting} of {contrast.name} are beyond its last look: not used"
+            )
         for a, b in contrast.pairs:
             ours, theirs = (np.array([losses[cell, seed] for seed in seeds]) for cell in (b, a))
             if equal_variances_p(ours, theirs) <= UNEQUAL:
                 times = float(ours.std() / theirs.std())
-                found.append(
+                warnings.append(
                     f"losses of {b} vary {times:.2g} times as much over seeds as those of {a}: if "
                     f"they are skewed, too, p of {contrast.name} is too small (docs/statistics.md)"
                 )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(warnings))

@@ -24,17 +24,17 @@ def main(options: argparse.Namespace) -> int:
     draws = asked.get("temperature", 0.0) != 0
     decoding = replace(SEARCH, **({"beams": 1} if draws else {}) | asked)
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
-    found = [(path, read_picture(path, captioner.size)) for path in options.images]
-    pictures = [(path, image) for path, image in found if not isinstance(image, str)]
-    shown = [image for _, image in pictures]
-    if options.best_of is None or not shown:
-        said = captioner.caption(shown, decoding)
+    images = [(path, read_picture(path, captioner.size)) for path in options.images]
+    pictures = [(path, image) for path, image in images if not isinstance(image, str)]
+    pixels = [image for _, image in pictures]
+    if options.best_of is None or not pixels:
+        said = captioner.caption(pixels, decoding)
     else:
-        said = best_of(captioner, shown, options.best_of)
+        said = best_of(captioner, pixels, options.best_of)
     for (path, _), caption in zip(pictures, said, strict=True):
         line = {"image": str(path), "caption": caption}
         print(json.dumps(line) if options.json else f"{path}: {caption}")
-    for path, image in found:
+    for path, image in images:
         if isinstance(image, str):
             print(f"error: {str(path)!r}: {image}", file=sys.stderr)
-    return DONE if len(pictures) == len(found) else SOME_FAILED
+    return DONE if len(pictures) == len(images) else SOME_FAILED

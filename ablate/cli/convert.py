@@ -43,7 +43,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused next
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UsageError(f"cannot read weights {str(path)!r}: {error.strerror or error}") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError):
@@ -51,7 +51,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"cannot read weights {str(path)!r}: neither safetensors nor a file of tensors alone "
             "(a pickle with code in it is not run)"
         ) from None
-    state = found.get("state_dict", found) if isinstance(found, dict) else {}
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UsageError(f"{str(path)!r} holds no state dict")
     return {name.removeprefix("module."): value for name, value in state.items()}

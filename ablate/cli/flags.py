@@ -95,12 +95,12 @@ def to_command_line(value: Any) -> list[str]:
     """Return the words of a command line that mean a declaration's value."""
     words: list[str] = []
     for field, details, kind in _flags(type(value)):
-        given = getattr(value, field.name)
+        field_value = getattr(value, field.name)
         default = field.default
         if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        if given != default and given is not None:
-            words += _words(spell(field.name), given, kind, details)
+        if field_value != default and field_value is not None:
+            words += _words(spell(field.name), field_value, kind, details)
     return words
 
 

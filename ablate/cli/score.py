@@ -50,15 +50,15 @@ def _scores(options: argparse.Namespace) -> tuple[dict[str, float], list[str]]:
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     captioner = Captioner.open(options.checkpoint, default_registry(tuple(options.plugin)))
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     unreadable: list[str] = []
     if options.data:
         recipe = Recipe(data=options.data, initial=str(options.checkpoint))
-        found |= score(captioner, replace(recipe, evaluation_batch=batch), split)
+        scores |= score(captioner, replace(recipe, evaluation_batch=batch), split)
     if options.zero_shot:
         named, unreadable = zero_shot(captioner, options.zero_shot, options.template or TEMPLATES)
-        found |= named
-    return found, unreadable
+        scores |= named
+    return scores, unreadable
 
 
 def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
@@ -69,12 +69,12 @@ def score(captioner: Captioner, recipe: Recipe, split: str) -> dict[str, float]:
     data = open_dataset(recipe, captioner.model.cell, names=[split])
     device = captioner.device
     precision = autocast(recipe.precision, device)
-    found = evaluate(captioner.model, data.splits[split], recipe, device, precision)
+    scores = evaluate(captioner.model, data.splits[split], recipe, device, precision)
     captioner.model.eval()
-    del found[SELECTION]
+    del scores[SELECTION]
     if captioner.model.cell.captions:
-        found |= evaluate_captions(captioner, data.pairs, split)
-    return found
+        scores |= evaluate_captions(captioner, data.pairs, split)
+    return scores
 
 
 def zero_shot(
@@ -88,14 +88,14 @@ def zero_shot(
         raise UsageError("zero-shot classification needs a model with a contrastive objective")
     files, labels, names = read_folder(folder)
     classes = class_embeddings(captioner.embed_texts, names, templates)
-    found = [
+    read = [
         (read_picture(path, captioner.size), label)
         for path, label in zip(files, labels, strict=True)
     ]
-    pictures = [(image, label) for image, label in found if not isinstance(image, str)]
+    pictures = [(image, label) for image, label in read if not isinstance(image, str)]
     unreadable = [
         f"{str(path)!r}: {image}"
-        for path, (image, _) in zip(files, found, strict=True)
+        for path, (image, _) in zip(files, read, strict=True)
         if isinstance(image, str)
     ]
     if not pictures:

@@ -37,21 +37,23 @@ def status(study: Path) -> dict[str, Any]:
     Of a race, trials are those that its looks ask for, as far as they have been held. While a study
     is searched for, there is only what its search has found.
     """
-    found = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
+    state = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
     if (study / RECORD).exists() and not (study / STUDY_FILE).exists():
-        return {**found, "grid": "", "decides": "", "trials": []}
+        return {**state, "grid": "", "decides": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = race_so_far(plan, ledger) if plan.looks else None
     trials = [_of_trial(trial, ledger, plan.decides) for trial in needed_trials(plan, race)]
-    return {**found, "grid": plan.grid, "decides": plan.decides, "trials": trials}
+    return {**state, "grid": plan.grid, "decides": plan.decides, "trials": trials}
 
 
 def _of_search(study: Path) -> dict[str, dict[str, Any]]:
     """Return of each cell that is tuned, or of the walk: trials so far, and the lowest loss."""
-    leading = {subject: (own, best(own)) for subject, own in read_outcomes(study).items()}
+    leading = {
+        subject: (outcomes, best(outcomes)) for subject, outcomes in read_outcomes(study).items()
+    }
     return {
-        subject: {"trials": len(own), f"val/{SELECTION}": first and first.loss}
-        for subject, (own, first) in leading.items()
+        subject: {"trials": len(outcomes), f"val/{SELECTION}": first and first.loss}
+        for subject, (outcomes, first) in leading.items()
     }
 
 
@@ -87,17 +89,18 @@ def _is_locked(study: Path) -> bool:
     return False
 
 
-def show(found: dict[str, Any]) -> None:
+def show(state: dict[str, Any]) -> None:
     """Print a table of trials by stages, and what there is to do."""
-    trials, console = found["trials"], make_console()
-    for subject, own in found["search"].items():
-        loss = "none yet" if own[f"val/{SELECTION}"] is None else f"{own[f'val/{SELECTION}']:.4f}"
+    trials, console = state["trials"], make_console()
+    for subject, progress in state["search"].items():
+        value = progress[f"val/{SELECTION}"]
+        loss = "none yet" if value is None else f"{value:.4f}"
         label = METRICS[SELECTION].label
-        line = f"search: {subject}: {own['trials']} done, lowest validation {label} {loss}"
+        line = f"search: {subject}: {progress['trials']} done, lowest validation {label} {loss}"
         console.print(line, highlight=False, markup=False)
-    running = "a process is running it" if found["running"] else "no process is running it"
+    running = "a process is running it" if state["running"] else "no process is running it"
     if not trials:
-        if not found["search"]:
+        if not state["search"]:
             console.print("search: no generation is over yet")
         console.print(f"the search comes before the trials; {running}", highlight=False)
         return
@@ -106,7 +109,7 @@ def show(found: dict[str, Any]) -> None:
     for name in ("cell", "seed", *stages, ""):
         table.add_column(name)
     for trial in trials:
-        cells = [_words(trial["stages"][stage], found["decides"]) for stage in stages]
+        cells = [_words(trial["stages"][stage], state["decides"]) for stage in stages]
         table.add_row(trial["cell"], str(trial["seed"]), *cells, trial["failure"][:80])
     console.print(table, markup=False)
     done = sum(all(stage["done"] for stage in trial["stages"].values()) for trial in trials)

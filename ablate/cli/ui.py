@@ -101,8 +101,8 @@ def links(uri: str, base: str) -> Iterator[str]:
     except Exception as error:  # any database or network error, of any backend
         raise StoreError(f"MLflow store {store}: {explain(error)}") from error
     yield f"  all studies, their trials below them: {base}/#/experiments/{experiment}/runs"
-    every = "tags.`ablate.role` = 'trial' and tags.`ablate.current` = 'true'"
-    yield f"  all trials, best first: {runs_link(base, experiment, every)}"
+    trials = "tags.`ablate.role` = 'trial' and tags.`ablate.current` = 'true'"
+    yield f"  all trials, best first: {runs_link(base, experiment, trials)}"
 
 
 def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> Iterator[str]:
@@ -127,14 +127,14 @@ def _study_links(client: Any, base: str, study: Any, tags: dict[str, str]) -> It
         for role in plain
         if TAG + view_key(parent, role) in tags
     }
-    found = plain | ready
+    links = plain | ready
     done = int(study.data.tags.get("ablate.trials", "0").split()[0])
-    shown = f" (the first {LOADED} of {done} trials)" if done > LOADED else ""
+    part = f" (the first {LOADED} of {done} trials)" if done > LOADED else ""
     of = f"{MAX_COMPARED} of its trials" if done > MAX_COMPARED else "trials"
     yield f"  study {study.info.run_name}"
-    yield f"    cells compared{shown}: {found['trial']}"
+    yield f"    cells compared{part}: {links['trial']}"
     yield f"    {of} side by side: {compare_link(base, experiment, runs)}"
-    yield f"    effects: {found['effect']}"
+    yield f"    effects: {links['effect']}"
     run = f"{base}/#/experiments/{experiment}/runs/{parent}"
     yield f"    report: {run}/artifacts/report/report.html"
 

@@ -23,8 +23,10 @@ os.umask(UMASK)
 def is_disk_error(error: Exception) -> bool:
     """Return whether a disk is full, over quota or read-only; safetensors says so in words only."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    found = getattr(error, "errno", None)
-    return found in numbers or any(f"(os error {number})" in str(error) for number in numbers)
+    errno_of_error = getattr(error, "errno", None)
+    return errno_of_error in numbers or any(
+        f"(os error {number})" in str(error) for number in numbers
+    )
 
 
 def cache_directory() -> Path:

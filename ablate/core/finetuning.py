@@ -32,15 +32,15 @@ def finetunings(
     otherwise; two sets of one name are refused.
     """
     steps = max(1, recipe.steps // 2)
-    own = replace(recipe, steps=steps, lr=recipe.lr / 4, evaluate=min(recipe.evaluate, steps))
+    tuning = replace(recipe, steps=steps, lr=recipe.lr / 4, evaluate=min(recipe.evaluate, steps))
     if "data" in settings:
         raise UsageError("finetune.data cannot be set: name the sets in --stages")
-    own = with_fields(replace(own, initial="", tokenizer=""), settings)
-    if own.initial or own.tokenizer:
+    tuning = with_fields(replace(tuning, initial="", tokenizer=""), settings)
+    if tuning.initial or tuning.tokenizer:
         raise UsageError("fine-tunings start from their pretraining, with its tokenizer")
-    found: dict[str, Recipe] = {}
+    tunings: dict[str, Recipe] = {}
     for source in sources:
-        if name_of(source) in found:
+        if name_of(source) in tunings:
             raise UsageError(f"two fine-tunings are named {name_of(source)!r}: give one once")
-        found[name_of(source)] = replace(own, data=source)
-    return found
+        tunings[name_of(source)] = replace(tuning, data=source)
+    return tunings

@@ -28,9 +28,9 @@ def make_grid(
     change: Change = lambda cell: cell,
     origin: CoCaConfig | None = None,
 ) -> Grid:
-    """Return a grid, by name or design, at a size; ``change`` applies settings to every preset.
+    """Return a grid, by name or design, at a size; ``change`` applies settings to merged preset.
 
-    Blocks that plugins add enter every named grid as single swaps from grr, or from the checkpoint
+    Blocks that plugins add enter merged named grid as single swaps from grr, or from the checkpoint
     in grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
     """
     if isinstance(name, str) and name not in GRIDS:
@@ -43,9 +43,9 @@ def make_grid(
     grid = GRIDS[name](cells, registry)
     base = "checkpoint" if name == "transplant" else "grr"
     added = plugin_cells(base, cells[base], registry)
-    every = merge(grid.cells, added)
-    versus = [against(base, name, every) for name in added if name not in grid.cells]
-    return replace(grid, cells=every, contrasts=(*grid.contrasts, *versus))
+    merged = merge(grid.cells, added)
+    versus = [against(base, name, merged) for name in added if name not in grid.cells]
+    return replace(grid, cells=merged, contrasts=(*grid.contrasts, *versus))
 
 
 def factorial(cells: Mapping[str, CoCaConfig]) -> dict[str, CoCaConfig]:
@@ -104,7 +104,7 @@ def choices(spec: BlockSpec, base: CoCaConfig) -> list[str]:
     if spec.kind != "pooling" or "queries" not in current or "queries" not in spec.options:
         return spec.spellings()
     options = [parse(spelling)[1] for spelling in spec.spellings()]
-    return [spec.spell({"queries": current["queries"], **given}) for given in options]
+    return [spec.spell({"queries": current["queries"], **chosen}) for chosen in options]
 
 
 def name_swap(base: str, path_and_value: str) -> str:
@@ -128,13 +128,13 @@ def _pair(name: str, summary: str, cells: Mapping[str, CoCaConfig]) -> Grid:
 
 
 def _swaps(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
-    wanted = ["baseline", *(f"baseline+{block}" for block in GRR.values()), "grr"]
-    every = factorial(cells)
-    contrasts = (PAPER, *(against("baseline", name, every) for name in wanted[1:-1]))
+    names = ["baseline", *(f"baseline+{block}" for block in GRR.values()), "grr"]
+    by_name = factorial(cells)
+    contrasts = (PAPER, *(against("baseline", name, by_name) for name in names[1:-1]))
     return Grid(
         name="swaps",
         summary="baseline, each of the three swaps alone, and all together",
-        cells={name: every[name] for name in wanted},
+        cells={name: by_name[name] for name in names},
         contrasts=contrasts,
     )
 
@@ -148,22 +148,22 @@ def _each(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
         ]
         axes[f"image.{kind}"] = [s for s in options if s != current]
     swaps = {name_swap("grr", path): cell for path, cell in each(cells["grr"], axes).items()}
-    every = {"baseline": cells["baseline"], "grr": cells["grr"], **swaps}
+    by_name = {"baseline": cells["baseline"], "grr": cells["grr"], **swaps}
     return Grid(
         name="each",
         summary="grr, and one swap in its image tower for every known block and swept option",
-        cells=every,
-        contrasts=(PAPER, *(against("grr", name, every) for name in swaps)),
+        cells=by_name,
+        contrasts=(PAPER, *(against("grr", name, by_name) for name in swaps)),
     )
 
 
 def _full(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
-    every = {**factorial(cells), "original": cells["original"]}
-    singles = [against("baseline", name, every) for name in every if name != "baseline"]
+    by_name = {**factorial(cells), "original": cells["original"]}
+    singles = [against("baseline", name, by_name) for name in by_name if name != "baseline"]
     return Grid(
         name="full",
         summary="the 2x2x2 factorial of the image tower, and original",
-        cells=every,
+        cells=by_name,
         contrasts=(PAPER, *main_effects(), *(c for c in singles if c.pairs != PAPER.pairs)),
         factorial=factorial_swaps(),
     )
@@ -181,8 +181,8 @@ def _transplant(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
         f"checkpoint+{GRR[kind]}": with_field(origin, f"image.{kind}", block)
         for kind, block in new.items()
     }
-    every = swap(origin, {f"image.{kind}": block for kind, block in new.items()})
-    named = {"checkpoint": origin, **singles, "checkpoint+all": every}
+    swapped = swap(origin, {f"image.{kind}": block for kind, block in new.items()})
+    named = {"checkpoint": origin, **singles, "checkpoint+all": swapped}
     together = against("checkpoint", "checkpoint+all", named)
     return Grid(
         name="transplant",

@@ -39,8 +39,8 @@ class Ledger:
 
     def result(self, trial: Trial) -> dict[str, Any] | None:
         """Return the last stage's record if all stages are finished, or None."""
-        found = [self.record(trial, stage) for stage in trial.stages]
-        return None if None in found else found[-1]
+        records = [self.record(trial, stage) for stage in trial.stages]
+        return None if None in records else records[-1]
 
     def metrics(self, trial: Trial) -> dict[str, float] | None:
         """Return a finished trial's metrics of all stages, named as in its curve."""
@@ -48,9 +48,9 @@ class Ledger:
             return None
         merged = {"train_seconds": 0.0}
         for stage in trial.stages:
-            found = dict((self.record(trial, stage) or {})["metrics"])
-            merged["train_seconds"] += found.pop("train_seconds")
-            merged |= {stage.prefix + name: value for name, value in found.items()}
+            metrics = dict((self.record(trial, stage) or {})["metrics"])
+            merged["train_seconds"] += metrics.pop("train_seconds")
+            merged |= {stage.prefix + name: value for name, value in metrics.items()}
         return merged
 
     def curve(self, trial: Trial) -> list[dict[str, Any]]:
@@ -86,9 +86,9 @@ class Ledger:
 
     def stopped(self, trial: Trial) -> int | None:
         """Return the step at which ASHA stopped a trial, or None."""
-        found = read_json(self.folder(trial) / STOPPED)
-        same = isinstance(found, dict) and found.get("key") == trial.key
-        return int(found["step"]) if same else None
+        stop = read_json(self.folder(trial) / STOPPED)
+        same = isinstance(stop, dict) and stop.get("key") == trial.key
+        return int(stop["step"]) if same else None
 
     def record_stop(self, trial: Trial) -> int:
         """Keep that ASHA stopped a trial, which is never taken for a finished one."""

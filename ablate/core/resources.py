@@ -171,12 +171,12 @@ def choose_resources(
 
 def _gpus(asked: Scheduling, nodes: Sequence[Node], need: int) -> float:
     """Return the GPUs of a trial, which may be a part of one."""
-    found = sum(node.gpus for node in nodes)
-    if (wanted := asked.gpus_per_trial) is not None:
-        if wanted > found:
-            raise UsageError(f"--gpus-per-trial {wanted:g}: {_place(nodes)} has {found:g} GPUs")
-        return wanted
-    if not found:
+    available = sum(node.gpus for node in nodes)
+    if (share := asked.gpus_per_trial) is not None:
+        if share > available:
+            raise UsageError(f"--gpus-per-trial {share:g}: {_place(nodes)} has {available:g} GPUs")
+        return share
+    if not available:
         return 0.0
     if (asked.workers_per_trial or 1) > 1:
         return float(asked.workers_per_trial or 1)

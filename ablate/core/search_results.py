@@ -54,9 +54,9 @@ class Outcome:
 Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
 
 
-def write_outcomes(found: Found, directory: Path) -> None:
+def write_outcomes(by_subject: Found, directory: Path) -> None:
     """Write all outcomes as plain data, for readers that have no Optuna."""
-    rows = [asdict(outcome) for outcomes in found.values() for outcome in outcomes]
+    rows = [asdict(outcome) for outcomes in by_subject.values() for outcome in outcomes]
     write_json(directory / RECORD, rows)
 
 
@@ -113,10 +113,11 @@ def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
     """Return how many trainings the search before a study still has to do, by cell."""
     if not plan.search:
         return {}
-    found, seeds = read_outcomes(ledger.directory), len(plan.search["seeds"])
+    outcomes, seeds = read_outcomes(ledger.directory), len(plan.search["seeds"])
     walks = plan.search["over"] == "blocks"
     names = {name: "blocks" if walks else name for name in plan.costs if name != plan.again}
-    left = {
-        name: plan.search["trials"] - len(found.get(subject, [])) for name, subject in names.items()
+    trainings = {
+        name: plan.search["trials"] - len(outcomes.get(subject, []))
+        for name, subject in names.items()
     }
-    return {name: max(0, trials) * seeds for name, trials in left.items()}
+    return {name: max(0, trials) * seeds for name, trials in trainings.items()}

@@ -47,21 +47,21 @@ def refuse_other_study(plan: Plan, ledger: Ledger) -> None:
 
 def _identity(plan: Plan) -> dict[str, Any]:
     """Return what makes a study another one, by name."""
-    found: dict[str, Any] = {"grid": plan.grid, "size": plan.size}
+    identity: dict[str, Any] = {"grid": plan.grid, "size": plan.size}
     declared = plan.primary.name if plan.primary else ""
-    found |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
-    found["aim"] = plan.aim
+    identity |= {"primary": declared, "exploratory": plan.exploratory, "looks": plan.looks}
+    identity["aim"] = plan.aim
     # Other seeds would leave the trials of those before out of the report.
-    found |= {"smallest_effect": plan.smallest_effect, "first_seed": plan.first_seed}
-    found |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
+    identity |= {"smallest_effect": plan.smallest_effect, "first_seed": plan.first_seed}
+    identity |= {"search": plan.search.get("over", "no"), **_prefixed("search ", plan.search)}
     for stage in plan.stages:
-        own = dataclasses.asdict(stage.recipe)
-        shared = {name: value for name, value in own.items() if name not in plan.searched}
-        found |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
-        found[f"{stage.name} data"] = stage.data_fingerprint[:16]
+        fields = dataclasses.asdict(stage.recipe)
+        shared = {name: value for name, value in fields.items() if name not in plan.searched}
+        identity |= _prefixed(f"{stage.name} " if stage.is_finetuning else "", shared)
+        identity[f"{stage.name} data"] = stage.data_fingerprint[:16]
     for name, cell in plan.cells.items():
-        found |= _prefixed(f"{name} ", flatten(cell))
-    return found
+        identity |= _prefixed(f"{name} ", flatten(cell))
+    return identity
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,9 +74,9 @@ def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
         return []
     before = read_plan(ledger.directory)
     now = {*plan.cells, *(stage.name for stage in plan.stages)}
-    left = [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
+    missing = [n for n in (*before.cells, *(s.name for s in before.stages)) if n not in now]
     seeds = sorted({t.seed for t in before.trials} - {t.seed for t in plan.trials})
-    return left + [f"seed {seed}" for seed in seeds]
+    return missing + [f"seed {seed}" for seed in seeds]
 
 
 def outdated(plan: Plan, ledger: Ledger) -> int:

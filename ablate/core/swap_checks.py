@@ -33,8 +33,8 @@ def check_swaps(
     built = {name: structure(cell, registry) for name, cell in normal.items()}
     for contrast in contrasts:
         for a, b in contrast.pairs:
-            found = _changed_fields(normal[a], normal[b])
-            _require(found, set(contrast.fields), contrast, f"cells {a!r} and {b!r}")
+            changed = _changed_fields(normal[a], normal[b])
+            _require(changed, set(contrast.fields), contrast, f"cells {a!r} and {b!r}")
             if _is_of_blocks(contrast, normal[a]):
                 _require_slots(contrast, built[a], built[b], f"models of {a!r} and {b!r}")
 
@@ -58,12 +58,12 @@ def _require_slots(contrast: Contrast, a: Structure, b: Structure, whose: str) -
     _require(changed_slots(a, b), present, contrast, whose)
 
 
-def _require(found: set[str], wanted: set[str], contrast: Contrast, whose: str) -> None:
+def _require(changed: set[str], declared: set[str], contrast: Contrast, whose: str) -> None:
     """Raise where two cells do not differ in what they are to differ in, or in nothing at all."""
-    if found != wanted or not found:
+    if changed != declared or not changed:
         raise NotSwappedError(
             f"contrast {contrast.name!r} is to change {_words(contrast.fields)}, but the {whose} "
-            f"differ in {_words(found)}"
+            f"differ in {_words(changed)}"
         )
 
 

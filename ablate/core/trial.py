@@ -174,9 +174,9 @@ def make_trial(
         name=PRETRAIN, recipe=recipe, data_fingerprint=fingerprint, key=first, origin=origin
     )
     stages = [pretrain]
-    for stage, own, data in later:
-        key = digest([first, stage, _numbers(own), data])
-        stages.append(Stage(name=stage, recipe=own, data_fingerprint=data, key=key))
+    for stage, tuning, data in later:
+        key = digest([first, stage, _numbers(tuning), data])
+        stages.append(Stage(name=stage, recipe=tuning, data_fingerprint=data, key=key))
     return Trial(name=name, cell=cell, seed=seed, replicate=replicate, stages=tuple(stages))
 
 
@@ -187,8 +187,8 @@ def device_kind() -> str:
 
 def _numbers(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe without places of things that keys know by their content."""
-    given = dataclasses.asdict(recipe)
-    return {name: value for name, value in given.items() if name not in PLACES}
+    fields = dataclasses.asdict(recipe)
+    return {name: value for name, value in fields.items() if name not in PLACES}
 
 
 def folder_hash(directory: Path) -> str:
@@ -198,10 +198,10 @@ def folder_hash(directory: Path) -> str:
 
 def _stamp(path: Path) -> tuple[Path, int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    return path, found.st_size, found.st_mtime_ns
+    return path, status.st_size, status.st_mtime_ns
 
 
 @cache

@@ -33,9 +33,9 @@ def claim(name: str, make: Callable[[Path], None]) -> Path:
     limit = limit_bytes()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        made = _claim(entry, make)
+        is_mine = _claim(entry, make)
         os.utime(entry)
-        if made:
+        if is_mine:
             drop_oldest(root, limit)
     except OSError as error:
         raise UsageError(
@@ -47,7 +47,7 @@ def claim(name: str, make: Callable[[Path], None]) -> Path:
 
 def _claim(entry: Path, make: Callable[[Path], None]) -> bool:
     """Take a shared lock on an entry that exists; returns whether it had to be made."""
-    made = False
+    is_mine = False
     handle = os.open(entry.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
         while True:
@@ -57,7 +57,7 @@ def _claim(entry: Path, make: Callable[[Path], None]) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX)  # not atomic: another may make it, or drop it again
             if not entry.exists():
                 _make(entry, make)
-                made = True
+                is_mine = True
     except BaseException:
         os.close(handle)
         raise
@@ -65,7 +65,7 @@ def _claim(entry: Path, make: Callable[[Path], None]) -> bool:
     if stale is not None:
         os.close(stale)
     _held[entry] = handle
-    return made
+    return is_mine
 
 
 def _make(entry: Path, make: Callable[[Path], None]) -> None:
@@ -84,13 +84,13 @@ def _make(entry: Path, make: Callable[[Path], None]) -> None:
 
 def limit_bytes() -> float:
     """Return how large the cache may grow: COCA_BLOCKS_CACHE_GIB, or 20 GiB."""
-    given = os.environ.get("COCA_BLOCKS_CACHE_GIB") or str(DEFAULT_GIB)
+    limit = os.environ.get("COCA_BLOCKS_CACHE_GIB") or str(DEFAULT_GIB)
     try:
-        gib = float(given)
+        gib = float(limit)
     except ValueError:
         gib = -1
     if not gib >= 0:
-        raise UsageError(f"COCA_BLOCKS_CACHE_GIB must be a number of GiB from 0, got {given!r}")
+        raise UsageError(f"COCA_BLOCKS_CACHE_GIB must be a number of GiB from 0, got {limit!r}")
     return gib * 2**30
 
 

@@ -40,12 +40,12 @@ def open_coco(images: Path, annotations: Path) -> Source:
             rows.append(Row(f"annotation {place}", b"", [], problem="annotation cannot be read"))
     for place, item in enumerate(_list_in(content, "images", annotations)):
         try:
-            found = captions.pop(item["id"], [])
+            texts = captions.pop(item["id"], [])
             name = item["file_name"]
         except (TypeError, KeyError):
             rows.append(Row(f"image {place}", b"", [], problem="image entry cannot be read"))
             continue
-        ordered = [caption for _, caption in sorted(found, key=lambda pair: pair[0])]
+        ordered = [caption for _, caption in sorted(texts, key=lambda pair: pair[0])]
         rows.append(file_row(str(name), images, name, ordered, None))
     lost = "annotation of an image that is not listed (or listed twice)"
     rows += [Row(f"image {key}", b"", [], problem=lost) for key in captions]
@@ -84,9 +84,9 @@ def open_flickr30k(images: Path, listing: Path) -> Source:
     captions: dict[str, list[tuple[int, str]]] = {}
     rows = []
     for place, line in enumerate(lines, start=2):
-        found = re.fullmatch(r"([^|]+)\|\s*(\d+)\s*[|\s](.*)", line)
-        if found:
-            name, number, caption = found.groups()
+        match = re.fullmatch(r"([^|]+)\|\s*(\d+)\s*[|\s](.*)", line)
+        if match:
+            name, number, caption = match.groups()
             captions.setdefault(name.strip(), []).append((int(number), caption))
         elif line.strip():
             rows.append(Row(f"line {place}", b"", [], problem="line cannot be read"))
@@ -115,13 +115,13 @@ def open_csv(path: Path, options: Mapping[str, str]) -> Source:
         else:
             problem = "line cannot be read, or has more or fewer cells than the first"
             rows.append(Row(f"line {number}", b"", [], problem=problem))
-    rows += [_table_row(name, directory, found) for name, found in images.items()]
+    rows += [_table_row(name, directory, texts) for name, texts in images.items()]
     return _listed(path, rows)
 
 
-def _table_row(name: str, directory: Path, found: Sequence[Sequence[str]]) -> Row:
-    captions = [caption for caption, *_ in found]
-    splits = {split for _, *rest in found for split in rest}
+def _table_row(name: str, directory: Path, cells: Sequence[Sequence[str]]) -> Row:
+    captions = [caption for caption, *_ in cells]
+    splits = {split for _, *rest in cells for split in rest}
     if len(splits) > 1:
         return Row(name, b"", [], problem="lines of one image name several splits")
     return file_row(name, directory, name, captions, next(iter(splits), None))
@@ -147,12 +147,12 @@ def _separator(path: Path, header: str, columns: Sequence[str], chosen: str | No
     if chosen is not None and chosen not in SEPARATORS:
         raise unknown("separator", chosen, SEPARATORS)
     candidates = list(SEPARATORS.values()) if chosen is None else [SEPARATORS[chosen]]
-    found = max(candidates, key=lambda separator: len(_cells(header, separator)))
+    best = max(candidates, key=lambda separator: len(_cells(header, separator)))
     for separator in candidates:
         if set(columns) <= set(_cells(header, separator)):
             return separator
-    missing = next(name for name in columns if name not in _cells(header, found))
-    raise unknown(f"column of {str(path)!r}", missing, _cells(header, found))
+    missing = next(name for name in columns if name not in _cells(header, best))
+    raise unknown(f"column of {str(path)!r}", missing, _cells(header, best))
 
 
 def _cells(header: str, separator: str) -> list[str]:
@@ -170,10 +170,10 @@ def open_parquet(files: Sequence[Path], options: Mapping[str, str]) -> Source:
 def _parquet_rows(file: Path, options: Mapping[str, str]) -> Iterator[Row]:
     try:
         with pq.ParquetFile(file) as table:
-            known = table.schema_arrow.names
-            image = _column(file, "image", options, IMAGE_COLUMNS, known)
-            caption = _column(file, "caption", options, CAPTION_COLUMNS, known)
-            split = _column(file, "split", options, (), known) if "split" in options else None
+            names = table.schema_arrow.names
+            image = _column(file, "image", options, IMAGE_COLUMNS, names)
+            caption = _column(file, "caption", options, CAPTION_COLUMNS, names)
+            split = _column(file, "split", options, (), names) if "split" in options else None
             columns = [name for name in (image, caption, split) if name]
             number = 0
             for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns):
@@ -192,12 +192,12 @@ def _column(
     what: str,
     options: Mapping[str, str],
     usual: Sequence[str],
-    known: Sequence[str],
+    columns: Sequence[str],
 ) -> str:
-    wanted = options.get(what) or next((name for name in usual if name in known), what)
-    if wanted not in known:
-        raise unknown(f"column of {str(file)!r} (choose one with {what}=COLUMN)", wanted, known)
-    return wanted
+    column = options.get(what) or next((name for name in usual if name in columns), what)
+    if column not in columns:
+        raise unknown(f"column of {str(file)!r} (choose one with {what}=COLUMN)", column, columns)
+    return column
 
 
 def _parquet_row(key: str, image: object, captions: object, split: object = None) -> Row:
@@ -229,6 +229,6 @@ def _read_json(path: Path) -> object:
 
 def _list_in(content: object, name: str, path: Path) -> list[Any]:
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
-        known = content if isinstance(content, dict) else ()
-        raise unknown(f"list in {str(path)!r}", name, map(str, known))
+        fields = content if isinstance(content, dict) else ()
+        raise unknown(f"list in {str(path)!r}", name, map(str, fields))
     return list(content[name])

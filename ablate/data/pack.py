@@ -66,14 +66,14 @@ def _claim_directory(out: Path, order: dict[str, str | int]) -> None:
     """Mark a directory as this pack's; refuse one that holds anything else."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{str(out)!r} is a file; name a directory")
-    known = read_json(out / "pack.json")
-    if known is None and out.exists() and any(out.iterdir()):
+    content = read_json(out / "pack.json")
+    if content is None and out.exists() and any(out.iterdir()):
         raise UsageError(f"directory {str(out)!r} is neither empty nor a pack; name another")
-    if known is None:
+    if content is None:
         write_json(out / "pack.json", order)
-    elif known != order:
-        changed = next(name for name in order if known.get(name) != order[name])
-        words = f"{changed}={known.get(changed)!r}, now {order[changed]!r}"
+    elif content != order:
+        changed = next(name for name in order if content.get(name) != order[name])
+        words = f"{changed}={content.get(changed)!r}, now {order[changed]!r}"
         if changed == "files":
             words = "the same files as they were before a change"
         raise UsageError(f"directory {str(out)!r} holds a pack of {words}; name another")

@@ -105,13 +105,13 @@ def refuse_poor(
 
 def max_skipped() -> float:
     """Return the share of pairs that may be unusable: COCA_BLOCKS_MAX_SKIPPED, or 1%."""
-    given = os.environ.get("COCA_BLOCKS_MAX_SKIPPED") or str(MAX_SKIPPED)
+    limit = os.environ.get("COCA_BLOCKS_MAX_SKIPPED") or str(MAX_SKIPPED)
     try:
-        share = float(given)
+        share = float(limit)
     except ValueError:
         share = -1
     if not 0 <= share <= 1:
-        raise UsageError(f"COCA_BLOCKS_MAX_SKIPPED must be a share from 0 to 1, got {given!r}")
+        raise UsageError(f"COCA_BLOCKS_MAX_SKIPPED must be a share from 0 to 1, got {limit!r}")
     return share
 
 
@@ -142,8 +142,8 @@ def settle(
     """Return the order of the rows that stay, and everything about them but their pixels."""
     splits = assign_splits(rows)
     captions = part_captions([row.captions for row in rows], splits)
-    for row, left in zip(rows, captions, strict=True):
-        if not left:
+    for row, remaining in zip(rows, captions, strict=True):
+        if not remaining:
             problems.add("all its captions also stand in a held-out split", row.key)
     items = sorted(
         (hashes[i], captions[i], splits[i], rows[i].weight, i)

@@ -65,10 +65,10 @@ class Problems:
 
 def make_row(key: str, image: bytes | Path, captions: object, split: object = None) -> Row:
     """Return a pair with tidy captions, or with the reason why it cannot be used."""
-    given = captions if isinstance(captions, list) else [captions]
-    given = [caption for caption in given if caption is not None]
-    problem = next(filter(None, map(_caption_problem, given)), "")
-    words = [] if problem else [str(caption).split() for caption in given]
+    texts = captions if isinstance(captions, list) else [captions]
+    texts = [caption for caption in texts if caption is not None]
+    problem = next(filter(None, map(_caption_problem, texts)), "")
+    words = [] if problem else [str(caption).split() for caption in texts]
     clean = [" ".join(text) for text in words if text]
     if not problem and not clean:
         problem = "no caption"

@@ -87,15 +87,15 @@ def _require_end(archive: tarfile.TarFile) -> None:
 
 def open_folder(directory: Path) -> Source:
     """Return the pairs of a directory and all below it: an image beside its .txt or .json."""
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
+    by_key: dict[str, dict[str, Path]] = defaultdict(dict)
     for place, _, names in os.walk(directory, onerror=_refuse):
         for name in names:
             stem, _, suffix = name.rpartition(".")
             if stem and suffix.lower() in IMAGE_SUFFIXES + TEXT_SUFFIXES:
                 path = Path(place, name)
-                found[str(path.with_name(stem).relative_to(directory))][suffix.lower()] = path
+                by_key[str(path.with_name(stem).relative_to(directory))][suffix.lower()] = path
     # A .json alone is no pair: img2dataset writes its statistics so.
-    pairs = {key: found[key] for key in sorted(found) if set(found[key]) != {"json"}}
+    pairs = {key: by_key[key] for key in sorted(by_key) if set(by_key[key]) != {"json"}}
     files = [path for members in pairs.values() for path in members.values()]
     return Source(files, lambda: (_folder_row(key, members) for key, members in pairs.items()))
 
@@ -125,12 +125,12 @@ def member_row(key: str, members: Mapping[str, bytes | Path]) -> Row:
         few = "no image beside the caption (members of a pair must be neighbours)"
         return Row(key, b"", [], problem="two images of one name" if images else few)
     try:
-        said, known = text.decode("utf-8-sig"), json.loads(facts)
+        said, content = text.decode("utf-8-sig"), json.loads(facts)
     except UnicodeDecodeError:
         return Row(key, b"", [], problem="text is not UTF-8")
     except (ValueError, RecursionError):
         return Row(key, b"", [], problem="JSON cannot be read")
-    if not isinstance(known, dict):
+    if not isinstance(content, dict):
         return Row(key, b"", [], problem="JSON is no object")
-    captions = known.get("captions") or known.get("caption") or said
-    return make_row(key, images[0], captions, known.get("split"))
+    captions = content.get("captions") or content.get("caption") or said
+    return make_row(key, images[0], captions, content.get("split"))

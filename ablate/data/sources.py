@@ -60,15 +60,15 @@ def find_files(pattern: str) -> list[Path]:
         pieces = list(braceexpand(text))
     except ValueError as error:
         raise UsageError(f"cannot expand {pattern!r}: {error}") from None
-    found: set[Path] = set()
+    files: set[Path] = set()
     for piece in pieces:
         matches = [Path(name) for name in glob.glob(piece, recursive=True)]
         if not matches and piece != text:
             raise UsageError(f"no file {piece!r} (of {pattern!r})")
-        found.update(path for path in matches if path.is_file())
-    if not found:
+        files.update(path for path in matches if path.is_file())
+    if not files:
         raise UsageError(f"no file matches {pattern!r}")
-    return sorted(found)
+    return sorted(files)
 
 
 def _embedded(name: str) -> Source:
@@ -102,7 +102,7 @@ def _parquet(rest: str) -> Source:
     return open_parquet(find_files(pattern), options)
 
 
-def _options(rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+def _options(rest: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return what stands before ``?name=value&name=value``, and the options."""
     path, mark, query = rest.rpartition("?")
     if not mark or "=" not in query:  # the question mark of a pattern
@@ -110,8 +110,8 @@ def _options(rest: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
     options: dict[str, str] = {}
     for text in query.split("&"):
         name, equals, value = text.partition("=")
-        if name not in known:
-            raise unknown("option", name, known)
+        if name not in names:
+            raise unknown("option", name, names)
         if not equals or not value or name in options:
             fault = "is given twice" if name in options else "has no value"
             raise UsageError(f"{name!r} {fault} in {rest!r}")
@@ -135,9 +135,9 @@ def _mixture(rest: str) -> Source:
 
 def _part(text: str) -> tuple[str | None, int, Source]:
     """Return the split, weight and source of ``train=2*folder:/data``, a part of a mixture."""
-    found = PART.fullmatch(text)
-    assert found is not None, text
-    split, weight, uri = found["split"], found["weight"], found["uri"]
+    match = PART.fullmatch(text)
+    assert match is not None, text
+    split, weight, uri = match["split"], match["weight"], match["uri"]
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if uri.startswith("mixture:"):

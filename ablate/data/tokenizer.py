@@ -72,8 +72,8 @@ def marks_of(tokenizer: Tokenizer) -> Marks:
             f"({', '.join(END_MARKS)})"
         )
     pad = tokenizer.token_to_id(SPECIAL[0])
-    known = tokenizer.get_vocab_size()
-    return Marks(begin=begin, end=end, pad=begin if pad is None else pad, known=known)
+    size = tokenizer.get_vocab_size()
+    return Marks(begin=begin, end=end, pad=begin if pad is None else pad, known=size)
 
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int) -> Tokenizer:

@@ -88,17 +88,17 @@ class Progress:
     def seconds_left(self) -> float | None:
         """Return a guess of what is left, from the steps taken in this run; None before any."""
         gained = sum(step - self.first[trial] for trial, step in self.reached.items())
-        left = self.steps - sum(self.reached.values())
-        if gained <= 0 or left <= 0:
+        remaining = self.steps - sum(self.reached.values())
+        if gained <= 0 or remaining <= 0:
             return None
-        return (time.monotonic() - self.began) * left / gained
+        return (time.monotonic() - self.began) * remaining / gained
 
     def eta(self) -> str:
         """Return the guess in words, or nothing."""
-        left = self.seconds_left()
-        if left is None:
+        seconds = self.seconds_left()
+        if seconds is None:
             return ""
-        return f"about {left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"
 
 
 class Lines(Progress):
@@ -176,20 +176,20 @@ class LiveTable(Progress):
         for title in ("done", "mean") if wide else [f"seed {seed}" for seed in self.seeds]:
             table.add_column(title, justify="right", min_width=7)
         for cell in self.cells[:MOST_ROWS]:
-            own = {trial.seed: trial for trial in self.every if trial.name == cell}
-            table.add_row(cell, *(self._many(own) if wide else self._each(own)))
+            by_seed = {trial.seed: trial for trial in self.every if trial.name == cell}
+            table.add_row(cell, *(self._many(by_seed) if wide else self._each(by_seed)))
         if len(self.cells) > MOST_ROWS:
             table.add_row(f"... {len(self.cells) - MOST_ROWS} more", style="dim")
         return Group(table, Text(self.footer(), style="bold"))
 
-    def _each(self, own: dict[int, Trial]) -> list[Text]:
-        return [self.shown(own[seed]) if seed in own else Text("") for seed in self.seeds]
+    def _each(self, by_seed: dict[int, Trial]) -> list[Text]:
+        return [self.shown(by_seed[seed]) if seed in by_seed else Text("") for seed in self.seeds]
 
-    def _many(self, own: dict[int, Trial]) -> list[Text]:
+    def _many(self, by_seed: dict[int, Trial]) -> list[Text]:
         name = f"test/{self.decides.key}"
-        values = [r[name] for t in own.values() if name in (r := self.results.get(t, {}))]
+        values = [r[name] for t in by_seed.values() if name in (r := self.results.get(t, {}))]
         mean = f"{sum(values) / len(values):.3f}" if values else ""
-        return [Text(f"{len(values)}/{len(own)}"), Text(mean)]
+        return [Text(f"{len(values)}/{len(by_seed)}"), Text(mean)]
 
     def shown(self, trial: Trial) -> Text:
         """Return a trial as one word: its test loss, how far it is, failed, or waiting."""

@@ -79,19 +79,19 @@ def run_searched(searching: Searching, plan: Plan) -> int:
 def _run_searched(searching: Searching, plan: Plan) -> int:
     walks = searching.request.over == "blocks"
     try:
-        found = (walked_plan if walks else tuned_plan)(searching, plan)
+        searched = (walked_plan if walks else tuned_plan)(searching, plan)
     except NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
-    if found is None:
+    if searched is None:
         searching.say("stopped in a search; the same command goes on from here", style="yellow")
         return INTERRUPTED
     if walks and not searching.confirms:
-        propose(found, searching)
+        propose(searched, searching)
         return DONE
     if walks:
-        searching.say(f"\n{describe(found)}\n")
-    return run_study(found, searching.ledger, searching.launch, searching.console)
+        searching.say(f"\n{describe(searched)}\n")
+    return run_study(searched, searching.ledger, searching.launch, searching.console)
 
 
 def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
@@ -101,7 +101,7 @@ def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
     with ledger.locked():
         refuse_other_study(plan, ledger)
         with running(searching, plan.searched) as (run, tell):
-            found = tune(
+            tuned = tune(
                 plan,
                 space,
                 request.budget,
@@ -111,10 +111,10 @@ def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
                 run,
                 tell,
             )
-    for cell, row in found.tuned.items() if found is not None else ():
+    for cell, row in tuned.tuned.items() if tuned is not None else ():
         values = ", ".join(f"{name} {value:.4g}" for name, value in row["values"].items())
         searching.say(f"tuned {cell}: {values} (validation CoCa loss {row['loss']:.4f})")
-    return found
+    return tuned
 
 
 def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
@@ -128,24 +128,24 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
             before = read_plan(ledger.directory).contrasts
             refuse_other_study(replace(plan, contrasts=before), ledger)
         with running(searching, frozenset()) as (run, tell):
-            found = walk(plan, request.budget, ledger, registry, run, tell)
-        if found is None:
+            walked = walk(plan, request.budget, ledger, registry, run, tell)
+        if walked is None:
             return None
-        design = functools.partial(found_grid, found.outcomes, request.keep)
+        design = functools.partial(found_grid, walked.outcomes, request.keep)
         confirming = replace(searching.replan(design), search=plan.search)
         command = searching.confirming(confirming.seeds)
-        parameters = _parameters(found, plan, registry)
+        parameters = _parameters(walked, plan, registry)
         written = write_walk(
             plan,
-            found.outcomes,
-            found.importances,
+            walked.outcomes,
+            walked.importances,
             parameters,
             command,
             ledger.directory,
         )
         if not searching.confirms:  # otherwise the study logs it
             log_walk(plan, ledger, searching.launch, written)
-    for outcome in ranking(found.outcomes)[: 2 * request.keep]:
+    for outcome in ranking(walked.outcomes)[: 2 * request.keep]:
         searching.say(f"{outcome.short}: validation CoCa loss {outcome.loss:.4f}: {outcome.cell}")
     searching.say("That is exploratory: one seed, and the luckiest of many.")
     if not searching.confirms:
@@ -174,9 +174,9 @@ def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) 
         tracker.close([], paths, [])
 
 
-def _parameters(found: Walked, plan: Plan, registry: Registry) -> dict[str, int]:
+def _parameters(walked: Walked, plan: Plan, registry: Registry) -> dict[str, int]:
     base, counted = plan.cells[BASE], {}
-    for outcome in ranking(found.outcomes):
+    for outcome in ranking(walked.outcomes):
         with torch.device("meta"):
             model = CoCa(reached(outcome.values, base, registry), registry=registry)
         counted[outcome.cell] = count_parameters(model)
@@ -195,27 +195,27 @@ def running(
 
     ledger, launch, budget = searching.ledger, searching.launch, searching.request.budget
     resources = launch.resources()
-    shown = _progress(launch.output, fields, searching.console)
+    progress = _progress(launch.output, fields, searching.console)
     if resources.note:
         warn(resources.note)
     if not (ledger.directory / RECORD).exists():
         write_outcomes({}, ledger.directory)
 
     def run(trials: list[Trial]) -> None:
-        execute(trials, ledger, plugins=launch.plugins, resources=resources, watchers=(shown,))
+        execute(trials, ledger, plugins=launch.plugins, resources=resources, watchers=(progress,))
 
-    def tell(found: Found) -> None:
-        write_outcomes(found, ledger.directory)
-        leading = [(name, best(own)) for name, own in found.items()]
+    def tell(outcomes: Found) -> None:
+        write_outcomes(outcomes, ledger.directory)
+        leading = [(name, best(trials)) for name, trials in outcomes.items()]
         words = [f"{name} {one.loss:.4f}" for name, one in leading if one is not None]
         more = f" and {len(words) - MOST_NAMED} more" if len(words) > MOST_NAMED else ""
-        spent = max(len(own) for own in found.values())
+        spent = max(len(trials) for trials in outcomes.values())
         searching.say(
             f"search: {spent} of {budget.trials} trials; lowest validation CoCa loss: "
             f"{', '.join(words[:MOST_NAMED]) or 'none yet'}{more}"
         )
 
-    with shown:
+    with progress:
         yield run, tell
 
 

@@ -77,19 +77,21 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
         refuse_other_study(plan, ledger)
         _warn_of_earlier_runs(plan, ledger)
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
-        left = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
-        if done := len(plan.trials) - len(left):
+        remaining = [trial for trial in plan.trials if not _is_over(trial, plan, ledger)]
+        if done := len(plan.trials) - len(remaining):
             console.print(f"{done} of {len(plan.trials)} trials are already in the ledger")
 
-        def run(left: Sequence[Trial]) -> None:
-            done = {t: found for t in plan.trials if (found := ledger.metrics(t)) is not None}
-            with progress.make_progress(left, done, console, launch.output, plan.decides) as shown:
+        def run(remaining: Sequence[Trial]) -> None:
+            done = {t: metrics for t in plan.trials if (metrics := ledger.metrics(t)) is not None}
+            with progress.make_progress(
+                remaining, done, console, launch.output, plan.decides
+            ) as shown_progress:
                 execute(
-                    left,
+                    remaining,
                     ledger,
                     plugins=launch.plugins,
                     resources=resources,
-                    watchers=(shown, tracker),
+                    watchers=(shown_progress, tracker),
                     asha=plan.exploratory,
                 )
 
@@ -103,13 +105,13 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
             if plan.looks:
                 run_looks(plan, ledger, run, console)
             else:
-                run(left)
+                run(remaining)
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, results, paths = write_report(plan, ledger)
-        wanted = needed_trials(plan, results.race)
-        unfinished = [trial for trial in wanted if not _is_over(trial, plan, ledger)]
-        tracker.close([*results.effects, *results.noise], paths, wanted)
-    if len(unfinished) < len(wanted):
+        needed = needed_trials(plan, results.race)
+        unfinished = [trial for trial in needed if not _is_over(trial, plan, ledger)]
+        tracker.close([*results.effects, *results.noise], paths, needed)
+    if len(unfinished) < len(needed):
         show(document, console)
     tell_where(paths[0], launch, console)
     return _conclude(unfinished, ledger, console)
@@ -143,9 +145,9 @@ def tell_where(report: Path, launch: Launch, console: Console) -> None:
         print(report)
     elif launch.output == "json":
         print(json.dumps({"event": "report", "path": str(report)}))
-    shown = without_passwords(launch.mlflow)
-    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {shown}"
-    where = f"\nreport: {report}\nMLflow: {shown} (ablate ui{store})"
+    store_words = without_passwords(launch.mlflow)
+    store = "" if launch.mlflow == DEFAULT_STORE else f" --mlflow {store_words}"
+    where = f"\nreport: {report}\nMLflow: {store_words} (ablate ui{store})"
     console.print(where, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -160,18 +162,18 @@ def run_looks(
     while True:
         race = race_so_far(plan, ledger)
         next_look = plan.looks[min(len(race.looks), len(plan.looks) - 1)]
-        left = [
+        remaining = [
             trial
             for trial in needed_trials(plan, race)
             if trial.seed < next_look and trial.key not in tried and ledger.result(trial) is None
         ]
-        if not left:
+        if not remaining:
             return
         for look in race.looks[-1:]:
             console.print(look_words(look), highlight=False, markup=False)
-        tried |= {trial.key for trial in left}
-        run(left)
-        if any(ledger.result(t) is None and ledger.failure(t) is None for t in left):
+        tried |= {trial.key for trial in remaining}
+        run(remaining)
+        if any(ledger.result(t) is None and ledger.failure(t) is None for t in remaining):
             return
 
 

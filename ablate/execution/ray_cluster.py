@@ -76,8 +76,8 @@ def load(*, loopback: bool) -> None:
         os.environ.setdefault(name, value)
     if loopback:
         # They stay: Ray keeps the token, and no other Ray would start in this process without them.
-        wanted = LOOPBACK | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        _own.update({name: wanted[name] for name in wanted if name not in os.environ})
+        environment = LOOPBACK | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        _own.update({name: environment[name] for name in environment if name not in os.environ})
         os.environ.update(_own)
     import ray.tune  # noqa: F401
 
@@ -270,7 +270,7 @@ def check_shared(directory: Path) -> None:
     try:
         ready, late = ray.wait([*looks], num_returns=len(looks), timeout=120)
         problems = [f"{looks[task]} does not answer" for task in late]
-        problems += [f"{looks[task]} {found}" for task in ready if (found := _result(task))]
+        problems += [f"{looks[task]} {problem}" for task in ready if (problem := _result(task))]
     finally:
         probe.unlink(missing_ok=True)
     if problems:

@@ -70,8 +70,8 @@ def execute(
 
 
 def _has_ended(trial: Trial, ledger: Ledger) -> bool:
-    found = ledger.result(trial), ledger.failure(trial), ledger.stopped(trial)
-    return found != (None, None, None)
+    ends = ledger.result(trial), ledger.failure(trial), ledger.stopped(trial)
+    return ends != (None, None, None)
 
 
 def refuse_other_device(resources: Resources) -> None:
@@ -79,8 +79,8 @@ def refuse_other_device(resources: Resources) -> None:
 
     Numbers depend on it, so it is in the trials' keys.
     """
-    planned, given = device_kind(), "cuda" if resources.gpus else "cpu"
-    if planned == given:
+    planned, offered = device_kind(), "cuda" if resources.gpus else "cpu"
+    if planned == offered:
         return
     cure = (
         "hide its GPUs from the command, with CUDA_VISIBLE_DEVICES="
@@ -88,7 +88,7 @@ def refuse_other_device(resources: Resources) -> None:
         else "start the command on a node with a GPU, or say --gpus-per-trial 0"
     )
     raise UsageError(
-        f"trials would train on {given}, but the machine that plans them has {planned}: {cure}"
+        f"trials would train on {offered}, but the machine that plans them has {planned}: {cure}"
     )
 
 
@@ -129,9 +129,11 @@ def _tuner(
     jobs = [{"key": trial.key, "trial": to_dict(trial), **shared} for trial in trials]
     alone = resources.workers == 1
     # With workers, Tune's own process only waits for them; Tune wants it to hold something.
-    own = {k.lower(): v for k, v in share.items()} if alone else {"cpu": 0, "memory": 1}
+    resources_of_tune = (
+        {k.lower(): v for k, v in share.items()} if alone else {"cpu": 0, "memory": 1}
+    )
     return tune.Tuner(
-        tune.with_resources(train, own),
+        tune.with_resources(train, resources_of_tune),
         param_space={"job": tune.grid_search(jobs)},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=resources.slots,

@@ -38,19 +38,19 @@ def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Fi
     first ten of the test split in its fixed, mixed order: neither is chosen by its looks. The
     caption is the best of many draws by the model's own judgement.
     """
-    wanted = plan.primary.pairs[0][1] if plan.primary else list(plan.costs)[-1]
-    trials = [t for t in plan.of_cell(wanted) if ledger.result(t) is not None]
+    cell = plan.primary.pairs[0][1] if plan.primary else list(plan.costs)[-1]
+    trials = [t for t in plan.of_cell(cell) if ledger.result(t) is not None]
     if not trials or trials[-1].cell.objective != "both":
         return None
     folder = ledger.folder(trials[-1]) / trials[-1].stages[plan.stages.index(stage)].folder
     captioner = Captioner.open(folder / "model", registry)
     pairs = open_pairs(stage.recipe.data, captioner.size)
     order = [pairs.indices("test")[i] for i in mixed_order(len(pairs.indices("test")))]
-    shown = order[:PICTURES]
-    said = best_of(captioner, [pairs.images[i] for i in shown])
+    rows = order[:PICTURES]
+    said = best_of(captioner, [pairs.images[i] for i in rows])
     figure = new_figure(11, 6)
     panels = figure.subplots(2, PICTURES // 2).flat
-    for panel, row, text in itertools.zip_longest(panels, shown, said):
+    for panel, row, text in itertools.zip_longest(panels, rows, said):
         panel.set_xticks([])
         panel.set_yticks([])
         panel.spines[:].set_visible(False)
@@ -60,7 +60,7 @@ def captions(plan: Plan, ledger: Ledger, stage: Stage, registry: Registry) -> Fi
         panel.set_title(_folded(text or "(nothing)"), fontsize=9, loc="center", weight="normal")
         panel.set_xlabel(_folded(pairs.captions[row][0]), color=MUTED, fontsize=8)
     figure.suptitle(
-        f"{wanted}, seed {trials[-1].seed}, {stage.name} ({stage.recipe.data}): "
+        f"{cell}, seed {trials[-1].seed}, {stage.name} ({stage.recipe.data}): "
         "its caption above, a person's below",
         fontsize=10,
     )

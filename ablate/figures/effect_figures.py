@@ -217,22 +217,22 @@ def shapley(results: StudyResults) -> Drawing | None:
     return figure
 
 
-def _waterfall(panel: Axes, found: Attribution) -> None:
+def _waterfall(panel: Axes, attribution: Attribution) -> None:
     start = 0.0
-    for row, part in enumerate([*found.shapley, found.gain]):
-        is_whole = part is found.gain
-        left = 0.0 if is_whole else start
+    for row, part in enumerate([*attribution.shapley, attribution.gain]):
+        is_whole = part is attribution.gain
+        begin = 0.0 if is_whole else start
         ink = INK if is_whole else IMPROVED if part.estimate > 0 else WORSE
-        panel.barh(row, part.estimate, left=left, height=0.56, color=ink, label=part.name)
-        end = left + part.estimate
+        panel.barh(row, part.estimate, left=begin, height=0.56, color=ink, label=part.name)
+        end = begin + part.estimate
         if math.isfinite(part.low):
-            ends = [left + part.low, left + part.high]
+            ends = [begin + part.low, begin + part.high]
             panel.plot(ends, [row + 0.36] * 2, color=MUTED, linewidth=1.4, marker="|", markersize=5)
         if not is_whole:
             panel.plot([end, end], [row, row + 1], color=MUTED, linewidth=0.8, linestyle=":")
         panel.annotate(
             f"{part.estimate:+.2f}",
-            (max(left, end), row),
+            (max(begin, end), row),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
@@ -281,8 +281,8 @@ def _interaction(
             if math.isfinite(part.low) and part.high > part.low:
                 panel.plot([x, x], [part.low, part.high], color=ink, linewidth=1.1)
         lines[words] = means
-    (left, right), (other_left, other_right) = lines.values()
-    expected = [other_left, other_left + right - left]
+    (start, right), (other_left, other_right) = lines.values()
+    expected = [other_left, other_left + right - start]
     panel.plot([0.02, 1.02], expected, "--", color=CANDIDATE, linewidth=1, label="if they added up")
     lower_first = right <= other_right
     for words, ink, is_lower in zip(

@@ -14,13 +14,17 @@ MOST_NAMED = len(SERIES)  # further searches are drawn in grey and not named
 
 
 @with_style
-def history(found: Found) -> Drawing | None:
+def history(outcomes_of: Found) -> Drawing | None:
     """Return the validation loss of every search trial, and as a line the lowest so far.
 
     That is quality as a function of the budget (arXiv 1909.03004). Trials without a result are
     ticks at the bottom.
     """
-    trained = {name: own for name, own in found.items() if any(o.loss is not None for o in own)}
+    trained = {
+        name: of_subject
+        for name, of_subject in outcomes_of.items()
+        if any(o.loss is not None for o in of_subject)
+    }
     if not trained:
         return None
     figure = new_figure(11, 4.2)

@@ -21,8 +21,8 @@ STARTUP = 20.0  # seconds that a study takes beside its trials: Ray, imports, th
 
 def parse_duration(text: str) -> float:
     """Return the seconds that ``2h``, ``90m``, ``1h30m`` or ``45s`` mean; raises `UsageError`."""
-    found = DURATION.fullmatch(text.strip().lower().replace(" ", ""))
-    parts = found.groupdict() if found else {}
+    match = DURATION.fullmatch(text.strip().lower().replace(" ", ""))
+    parts = match.groupdict() if match else {}
     seconds = sum(float(number) * UNITS[unit] for unit, number in parts.items() if number)
     if seconds <= 0:
         raise UsageError(f"{text!r} is no time; write 2h, 90m, 1h30m, 45s or 1d")
@@ -52,12 +52,12 @@ class Work:
 
 def work_left(plan: Plan, ledger: Ledger) -> list[Work]:
     """Return what is left of a plan; what is in the ledger costs nothing."""
-    found = []
+    work = []
     for trial in plan.trials:
-        left = tuple(s.name for s in trial.stages if ledger.record(trial, s) is None)
-        if left:
-            found.append(Work(trial=trial, stages=left))
-    return found
+        stages = tuple(s.name for s in trial.stages if ledger.record(trial, s) is None)
+        if stages:
+            work.append(Work(trial=trial, stages=stages))
+    return work
 
 
 def total_seconds(work: Sequence[Work], forecasts: Mapping[str, Forecast], slots: int) -> float:

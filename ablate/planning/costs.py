@@ -37,8 +37,8 @@ def price(
     skipped: dict[str, str] = {}
     same: dict[str, str] = {}
     first: dict[CoCaConfig, str] = {}
-    for name, given in cells.items():
-        cell = normalise(given, registry)
+    for name, cell_as_written in cells.items():
+        cell = normalise(cell_as_written, registry)
         require_backends(cell)
         loss_weights(cell, recipe)
         if cell in first:
@@ -104,7 +104,7 @@ def saved_bytes(trial: Trial, registry: Registry) -> int:
     """
     cell, recipe = trial.cell, trial.recipe
     batch = recipe.batch // recipe.accumulate
-    wanted = loss_weights(cell, recipe)
+    weights = loss_weights(cell, recipe)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def saved_bytes(trial: Trial, registry: Registry) -> int:
                 images,
                 tokens,
                 lengths,
-                contrast=wanted["contrastive"] > 0,
-                caption=wanted["caption"] > 0,
+                contrast=weights["contrastive"] > 0,
+                caption=weights["caption"] > 0,
             )
             if out.embeddings is not None:
                 contrastive_loss(out.embeddings, lengths)

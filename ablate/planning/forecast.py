@@ -89,27 +89,27 @@ def forecast(
     """
     trials = _shapes(plan)
     shapes = list(trials.values())
-    found = {t.name: m for t in shapes if (m := _read(t, registry, conditions)) is not None}
-    missing = [trial for trial in shapes if trial.name not in found]
+    measured = {t.name: m for t in shapes if (m := _read(t, registry, conditions)) is not None}
+    missing = [trial for trial in shapes if trial.name not in measured]
     reasons = {t.name: _unfit(t, plan.costs[t.name], registry, conditions) for t in missing}
     if measuring:
         fit = [trial for trial in missing if not reasons[trial.name]]
         for trial, answer in zip(fit, measure(fit, conditions, say), strict=True):
             if (measurement := Measurement.of(answer)) is not None:
-                found[trial.name] = measurement
+                measured[trial.name] = measurement
                 write_json(_path(trial, registry, conditions), asdict(measurement))
             reasons[trial.name] = str(answer.get("error", ""))
-    speed = _speed(found, shapes, plan.costs, conditions)
-    made: dict[str, Forecast] = {}
+    speed = _speed(measured, shapes, plan.costs, conditions)
+    forecasts: dict[str, Forecast] = {}
     for trial in shapes:
         trained = _records(trial, plan, ledger)
-        if trial.name in found:
-            made[trial.name] = _from_measurement(trial, found[trial.name], trained)
+        if trial.name in measured:
+            forecasts[trial.name] = _from_measurement(trial, measured[trial.name], trained)
         else:
-            made[trial.name] = _from_cost(
+            forecasts[trial.name] = _from_cost(
                 trial, plan.costs[trial.name], registry, speed, trained, reasons[trial.name]
             )
-    return {name: made[trials[cell].name] for name, cell in plan.cells.items()}
+    return {name: forecasts[trials[cell].name] for name, cell in plan.cells.items()}
 
 
 def known(
@@ -123,10 +123,10 @@ def known(
 
 def _shapes(plan: Plan) -> dict[CoCaConfig, Trial]:
     """Return the first trial of each distinct cell."""
-    found: dict[CoCaConfig, Trial] = {}
+    shapes: dict[CoCaConfig, Trial] = {}
     for trial in plan.trials:
-        found.setdefault(trial.cell, trial)
-    return found
+        shapes.setdefault(trial.cell, trial)
+    return shapes
 
 
 def _unfit(trial: Trial, price: Cost, registry: Registry, conditions: ProbeConditions) -> str:
@@ -150,31 +150,33 @@ def _too_large(trials: int, each: int, there: int, what: str) -> str:
     return f"{some} about {trials * each / 2**30:,.1f} GiB, the {what} has {there / 2**30:,.1f}"
 
 
-def _records(given: Trial, plan: Plan, ledger: Ledger) -> dict[str, float]:
+def _records(shape: Trial, plan: Plan, ledger: Ledger) -> dict[str, float]:
     """Return the mean seconds that finished trials of a cell trained for, by stage.
 
     What comes before and after training, a record does not tell.
     """
-    found: dict[str, list[float]] = {}
+    by_stage: dict[str, list[float]] = {}
     for trial in plan.trials:
-        for stage in trial.stages if trial.cell == given.cell else ():
+        for stage in trial.stages if trial.cell == shape.cell else ():
             if (record := ledger.record(trial, stage)) is not None:
-                found.setdefault(stage.name, []).append(record["metrics"]["train_seconds"])
-    return {name: statistics.mean(seconds) for name, seconds in found.items()}
+                by_stage.setdefault(stage.name, []).append(record["metrics"]["train_seconds"])
+    return {name: statistics.mean(seconds) for name, seconds in by_stage.items()}
 
 
-def _from_measurement(trial: Trial, found: Measurement, trained: Mapping[str, float]) -> Forecast:
+def _from_measurement(
+    trial: Trial, measurement: Measurement, trained: Mapping[str, float]
+) -> Forecast:
     """Return the forecast that timings give, with the training time of finished trials if known."""
     seconds = {}
     for stage in trial.stages:
-        timing, recipe = found.stages[stage.name], stage.recipe
+        timing, recipe = measurement.stages[stage.name], stage.recipe
         training = recipe.steps * timing.step + recipe.evaluate * timing.look
         around = timing.setup + recipe.evaluate * timing.save + timing.finish
         seconds[stage.name] = trained.get(stage.name, training) + around
     return Forecast(
         stages=seconds,
-        memory=found.memory + WORKER,
-        gpu_memory=found.gpu_memory,
+        memory=measurement.memory + WORKER,
+        gpu_memory=measurement.gpu_memory,
         basis=RECORDED if seconds.keys() <= trained.keys() else MEASURED,
     )
 
@@ -199,20 +201,20 @@ def _from_cost(
 
 
 def _speed(
-    found: Mapping[str, Measurement],
+    measurements: Mapping[str, Measurement],
     shapes: Sequence[Trial],
     costs: Mapping[str, Cost],
     conditions: ProbeConditions,
 ) -> float:
     """Return FLOPs per second to estimate by: those of the cells measured, else the machine's."""
-    if len(found) == len(shapes):
+    if len(measurements) == len(shapes):
         return 1.0  # nothing is left to estimate
-    if not found:
+    if not measurements:
         return machine_speed(conditions.threads)
     first = shapes[0].stages[0].name
     return statistics.median(
         costs[name].step_flops / measurement.stages[first].step
-        for name, measurement in found.items()
+        for name, measurement in measurements.items()
     )
 
 

@@ -108,8 +108,8 @@ def _effort(plan: Plan, prediction: StudyPrediction) -> list[str]:
 
 def count_done(plan: Plan, prediction: StudyPrediction) -> tuple[int, int]:
     """Return how many trials are in the ledger, and how many stages of others."""
-    left = sum(len(work.stages) for work in prediction.work)
-    stages = len(plan.stages) * len(prediction.work) - left
+    remaining = sum(len(work.stages) for work in prediction.work)
+    stages = len(plan.stages) * len(prediction.work) - remaining
     return len(plan.trials) - len(prediction.work), stages
 
 
@@ -130,13 +130,15 @@ def _evidence(plan: Plan, prediction: StudyPrediction) -> list[str]:
         f"with {plan.seeds} seeds no two-sided sign-flip p can be below "
         f"{smallest_p(plan.seeds):.3g}; the t test, by which verdicts go, has no such bound"
     ]
-    found = smallest_effects(plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks)
-    others = len(plan.contrasts) - ("primary" in found)
+    detectable = smallest_effects(
+        plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks
+    )
+    others = len(plan.contrasts) - ("primary" in detectable)
     words = {
         "primary": "for the primary",
         "other": f"for the first of {others} other contrasts",
     }
-    effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in found.items())
+    effects = ", ".join(f"{value:.2g}% {words[name]}" for name, value in detectable.items())
     lines.append(
         f"found four times out of five: an effect of {effects} (if improvements vary by "
         f"{prediction.standard_deviation:.2g}% from seed to seed: {prediction.source})"
@@ -188,7 +190,7 @@ def as_data(plan: Plan, prediction: StudyPrediction) -> dict[str, Any]:
     effects = smallest_effects(
         plan.seeds, plan.contrasts, prediction.standard_deviation, plan.looks
     )
-    found: dict[str, Any] = {
+    data: dict[str, Any] = {
         "grid": plan.grid,
         "size": plan.size,
         "seeds": plan.seeds,
@@ -212,22 +214,22 @@ def as_data(plan: Plan, prediction: StudyPrediction) -> dict[str, Any]:
     }
     if prediction.forecasts:
         end = prediction.end.astimezone().isoformat(timespec="seconds")
-        found |= {"seconds": prediction.seconds, "end": end}
-        found |= {"memory": prediction.needed, "memory_there": prediction.memory}
-    return found
+        data |= {"seconds": prediction.seconds, "end": end}
+        data |= {"memory": prediction.needed, "memory_there": prediction.memory}
+    return data
 
 
 def _cell(plan: Plan, prediction: StudyPrediction, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = dataclasses.asdict(plan.costs[name])
+    data: dict[str, Any] = dataclasses.asdict(plan.costs[name])
     more_parameters, more_flops = plan.beyond_reference(name)
-    found["mismatch"] = {"parameters": more_parameters, "step_flops": more_flops}
-    found["blocks"] = {
+    data["mismatch"] = {"parameters": more_parameters, "step_flops": more_flops}
+    data["blocks"] = {
         path: spelling for path, (_, spelling) in plan.cells[name].spellings().items()
     }
     if name in prediction.forecasts:
         expected = prediction.forecasts[name]
-        found |= {"seconds": expected.seconds, **dataclasses.asdict(expected)}
-    return found
+        data |= {"seconds": expected.seconds, **dataclasses.asdict(expected)}
+    return data
 
 
 def _align(rows: list[list[str]]) -> list[str]:

@@ -137,9 +137,9 @@ def _check(size: str, seeds: int | None, declared: StudyOptions) -> None:
         raise UsageError("--race and --asha: a race has verdicts, ASHA has none; choose one")
 
 
-def _count_seeds(given: int, declared: StudyOptions) -> int:
+def _count_seeds(asked: int, declared: StudyOptions) -> int:
     """Return how many seeds there are; raises `UsageError` for a first one that cannot be."""
-    first, count = declared.first_seed, declared.looks[-1] if declared.looks else given
+    first, count = declared.first_seed, declared.looks[-1] if declared.looks else asked
     if first and declared.looks:
         raise UsageError(
             f"--first-seed {first} and --race: the looks of a race count seeds from 0; "
@@ -162,19 +162,19 @@ def _choose(grid: Grid, names: Sequence[str]) -> dict[str, CoCaConfig]:
 
 def _declare(grid: Grid, costs: Mapping[str, Cost], primary: str) -> tuple[Contrast, ...]:
     """Return the contrasts of cells that can be built, with the one declared as primary."""
-    found = [c for c in grid.contrasts if c.cells <= costs.keys()]
+    contrasts = [c for c in grid.contrasts if c.cells <= costs.keys()]
     if not primary:
-        return tuple(found)
-    if primary not in (names := [c.name for c in found]):
+        return tuple(contrasts)
+    if primary not in (names := [c.name for c in contrasts]):
         raise unknown("contrast", primary, names)
-    return tuple(replace(c, primary=c.name == primary) for c in found)
+    return tuple(replace(c, primary=c.name == primary) for c in contrasts)
 
 
 def _noise_floor(
-    contrasts: Sequence[Contrast], costs: Mapping[str, Cost], wanted: bool | None
+    contrasts: Sequence[Contrast], costs: Mapping[str, Cost], asked: bool | None
 ) -> Contrast | None:
     """Return the A/A contrast: the reference against itself under other seeds, if wanted."""
-    if wanted is False or (wanted is None and len(costs) < NOISE_CELLS):
+    if asked is False or (asked is None and len(costs) < NOISE_CELLS):
         return None
     primary = next((c for c in contrasts if c.primary), None)
     reference = primary.pairs[0][0] if primary else next(iter(costs))
@@ -273,7 +273,7 @@ class Look:
 
 def _look_at_data(recipes: Mapping[str, Recipe], cell: CoCaConfig) -> dict[str, Look]:
     """Open the data of every stage as trials will; the first one's tokenizer reads them all."""
-    tokenizer, found = None, {}
+    tokenizer, summaries = None, {}
     for stage, recipe in recipes.items():
         try:
             data = open_dataset(recipe, cell, tokenizer)
@@ -283,10 +283,10 @@ def _look_at_data(recipes: Mapping[str, Recipe], cell: CoCaConfig) -> dict[str, 
         tokenizer = data.tokenizer
         lengths = [len(ids[0]) for ids in data.splits["train"].ids]
         usual = math.ceil(float(np.percentile(lengths, 95)) / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        found[stage] = Look(
+        summaries[stage] = Look(
             fingerprint=data.pairs.fingerprint,
             tokens=min(usual, cell.context),
             skipped=data.pairs.skipped,
             references=references(data.splits["train"], data.splits["test"], recipe),
         )
-    return found
+    return summaries

@@ -85,28 +85,32 @@ class StudyPrediction:
         return smallest_seconds(plan, [*self.search, *self.work], self.forecasts, self.slots)
 
 
-def expected_deviation(given: str, plan: Plan, ledger: Ledger) -> tuple[float, str]:
+def expected_deviation(text: str, plan: Plan, ledger: Ledger) -> tuple[float, str]:
     """Return the paired deviation to expect, and its source.
 
-    ``given`` is a number in percent, an earlier study's directory, or nothing: then it is this
+    ``text`` is a number in percent, an earlier study's directory, or nothing: then it is this
     study's own so far, or else an assumption. Raises `UsageError` for anything else.
     """
-    if not given:
-        own = _measured_deviation(plan, ledger)
-        return (own, "this study so far") if own else (ASSUMED, "assumed; --deviation says better")
+    if not text:
+        measured = _measured_deviation(plan, ledger)
+        return (
+            (measured, "this study so far")
+            if measured
+            else (ASSUMED, "assumed; --deviation says better")
+        )
     try:
-        stated = float(given.removesuffix("%"))
+        stated = float(text.removesuffix("%"))
     except ValueError:
-        directory = Path(given)
-        found = _measured_deviation(read_plan(directory), Ledger(directory))
-        if found is None:
+        directory = Path(text)
+        earlier = _measured_deviation(read_plan(directory), Ledger(directory))
+        if earlier is None:
             raise UsageError(
-                f"--deviation {given!r}: that study has fewer than {FEWEST_SEEDS} pairs of its "
+                f"--deviation {text!r}: that study has fewer than {FEWEST_SEEDS} pairs of its "
                 "primary contrast"
             ) from None
-        return found, given
+        return earlier, text
     if not 0 < stated < 100:
-        raise UsageError(f"--deviation must be above 0 and below 100 percent, got {given}")
+        raise UsageError(f"--deviation must be above 0 and below 100 percent, got {text}")
     return stated, "as stated"
 
 
@@ -114,15 +118,15 @@ def _measured_deviation(plan: Plan, ledger: Ledger) -> float | None:
     if plan.primary is None:
         return None
     losses = stage_losses(plan, ledger)[plan.decides]
-    found = effect(
+    measured = effect(
         plan.primary,
         plan.decides,
         losses,
         rule=DecisionRule(),
         direction=METRICS[plan.decides].direction,
     )
-    enough = len(found.seeds) >= FEWEST_SEEDS and 0 < found.standard_deviation < math.inf
-    return found.standard_deviation if enough else None
+    enough = len(measured.seeds) >= FEWEST_SEEDS and 0 < measured.standard_deviation < math.inf
+    return measured.standard_deviation if enough else None
 
 
 def smallest_effects(
@@ -135,15 +139,15 @@ def smallest_effects(
     """
     others = sum(not contrast.primary for contrast in contrasts)
     share = DecisionRule().primary_share if others else 1.0
-    found = {}
+    detectable = {}
     if others < len(contrasts):
-        found["primary"] = detectable_at(looks, seeds, deviation, ALPHA * share)
+        detectable["primary"] = detectable_at(looks, seeds, deviation, ALPHA * share)
     else:
         share = 0.0
     if others:
         alpha = ALPHA * (1 - share) / others
-        found["other"] = detectable_at(looks, seeds, deviation, alpha)
-    return found
+        detectable["other"] = detectable_at(looks, seeds, deviation, alpha)
+    return detectable
 
 
 def _side_by_side(
@@ -189,8 +193,8 @@ def predict_study(
 
 def largest_needs(forecasts: Mapping[str, Forecast]) -> dict[str, int]:
     """Return the ``memory`` and ``gpu_memory`` that a trial needs at most; 0 if all is a guess."""
-    sound = [found for found in forecasts.values() if found.basis != ESTIMATED]
+    sound = [forecast for forecast in forecasts.values() if forecast.basis != ESTIMATED]
     return {
-        "memory": max((found.memory for found in sound), default=0),
-        "gpu_memory": max((found.gpu_memory for found in sound), default=0),
+        "memory": max((forecast.memory for forecast in sound), default=0),
+        "gpu_memory": max((forecast.gpu_memory for forecast in sound), default=0),
     }

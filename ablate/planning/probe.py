@@ -62,8 +62,8 @@ def answer(jobs: TextIO, answers: TextIO) -> None:
             with os.fdopen(reading, encoding="utf-8") as file:
                 content = file.read()
             _, status, used = os.wait4(child, 0)
-        found = json.loads(content) if content else {"error": _death(status)}
-        print(json.dumps(found | {"memory": used.ru_maxrss * KIBIBYTES}), file=answers, flush=True)
+        answer = json.loads(content) if content else {"error": _death(status)}
+        print(json.dumps(answer | {"memory": used.ru_maxrss * KIBIBYTES}), file=answers, flush=True)
 
 
 def _death(status: int) -> str:
@@ -75,12 +75,12 @@ def _work(job: dict[str, Any], scratch: Path, writing: int) -> None:
     """Measure one job in this process and end it."""
     try:
         torch.set_num_threads(job["threads"])
-        found: dict[str, Any] = measure(from_dict(job["trial"]), tuple(job["plugins"]), scratch)
+        answer: dict[str, Any] = measure(from_dict(job["trial"]), tuple(job["plugins"]), scratch)
     except Exception as error:
         traceback.print_exc()
-        found = {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        answer = {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     with os.fdopen(writing, "w", encoding="utf-8") as file:
-        json.dump(found, file)
+        json.dump(answer, file)
     os._exit(0)  # what a fork inherited is not its own to clean up
 
 
@@ -119,13 +119,13 @@ def _time_steps(training: Training) -> float:
 
     Not the median: on a busy machine some steps take far longer, and a trial has its share of them.
     """
-    found: list[float] = []
+    seconds: list[float] = []
     while training.state.step < training.recipe.steps:
-        found.append(_seconds(training.step))
+        seconds.append(_seconds(training.step))
         training.state.step += 1
-        if len(found) > STEPS and sum(found[1:]) > SECONDS:
+        if len(seconds) > STEPS and sum(seconds[1:]) > SECONDS:
             break
-    return statistics.mean(found[1:] or found)
+    return statistics.mean(seconds[1:] or seconds)
 
 
 def _shorten(splits: dict[str, EncodedSplit], name: str, stage: Stage) -> float:

@@ -99,7 +99,9 @@ def _spelt(outcome: Outcome) -> str:
 
 
 def _ranked_row(outcome: Outcome, base: str, parameters: Mapping[str, int]) -> tuple[str, ...]:
-    own, reference = parameters.get(outcome.cell), parameters.get(base)
-    difference = f"{100 * (own / reference - 1):+.2f}%" if own and reference else "-"
-    count = f"{own:,}" if own else "-"
+    parameter_count, reference = parameters.get(outcome.cell), parameters.get(base)
+    difference = (
+        f"{100 * (parameter_count / reference - 1):+.2f}%" if parameter_count and reference else "-"
+    )
+    count = f"{parameter_count:,}" if parameter_count else "-"
     return (outcome.short, f"{outcome.loss:.4f}", count, difference, outcome.cell)

@@ -37,21 +37,21 @@ from blocks import UsageError
 FOR_PAPERS = ("The paper's contrast", "Effects")  # sections whose tables are in table.tex
 
 
-def make_report(plan: Plan, ledger: Ledger, found: StudyResults) -> Document:
+def make_report(plan: Plan, ledger: Ledger, results: StudyResults) -> Document:
     """Return what a study found in three sentences, then the evidence, then how it was done.
 
     Pictures are those that lie in the study's directory, so draw them first.
     """
     sections = [
         *exploratory_section(plan, ledger),
-        *paper_section(plan, found),
-        effects_section(plan, found),
-        *race_section(plan, ledger, found),
-        *attribution_section(plan, found),
-        cells_section(plan, found),
+        *paper_section(plan, results),
+        effects_section(plan, results),
+        *race_section(plan, ledger, results),
+        *attribution_section(plan, results),
+        cells_section(plan, results),
         *captions_section(plan),
-        *examples_section(found),
-        *problems_section(plan, ledger, found),
+        *examples_section(results),
+        *problems_section(plan, ledger, results),
         *search_section(plan),
         methods_section(plan),
         provenance_section(plan, ledger),
@@ -59,8 +59,8 @@ def make_report(plan: Plan, ledger: Ledger, found: StudyResults) -> Document:
     present = [_with_pictures_of(section, ledger.directory) for section in sections]
     return Document(
         title=f"Study {ledger.directory.resolve().name}: grid {plan.grid}",
-        banner=banner(plan, found),
-        opening=opening(plan, found),
+        banner=banner(plan, results),
+        opening=opening(plan, results),
         sections=[s for s in present if s.paragraphs or s.tables or s.pictures or s.items],
     )
 
@@ -71,7 +71,7 @@ def _with_pictures_of(section: Section, directory: Path) -> Section:
     return replace(section, pictures=present)
 
 
-def texts(document: Document, found: StudyResults) -> dict[str, str]:
+def texts(document: Document, results: StudyResults) -> dict[str, str]:
     """Return the report's files that hold its numbers, by name: what a bundle is checked by."""
     tables = [
         replace(table, note=table.note or " ".join(section.paragraphs))
@@ -81,7 +81,7 @@ def texts(document: Document, found: StudyResults) -> dict[str, str]:
     ]
     return {
         "report.md": markdown(document),
-        "effects.csv": effects_csv([*found.effects, *found.noise]),
+        "effects.csv": effects_csv([*results.effects, *results.noise]),
         "table.tex": latex(tables),
     }
 
@@ -90,15 +90,15 @@ def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, StudyResults, li
     """Write the report and its figures into the study; returns them and all paths, report first."""
     from ablate.figures.effect_figures import draw_figures
 
-    found = make_results(plan, ledger)
+    results = make_results(plan, ledger)
     try:
-        figures = draw_figures(plan, ledger.directory, found)
+        figures = draw_figures(plan, ledger.directory, results)
     except OSError as error:
         raise _cannot_write(ledger.directory, error) from None
-    document = make_report(plan, ledger, found)
-    written = write_document(document, ledger.directory, texts(document, found))
+    document = make_report(plan, ledger, results)
+    written = write_document(document, ledger.directory, texts(document, results))
     sheets = sorted(ledger.directory.glob("captions*.png"))
-    return document, found, [*written, *figures, *sheets]
+    return document, results, [*written, *figures, *sheets]
 
 
 def write_document(document: Document, directory: Path, files: dict[str, str]) -> list[Path]:
@@ -116,14 +116,14 @@ def _cannot_write(directory: Path, error: OSError) -> UsageError:
     return UsageError(f"cannot write into {str(directory)!r}: {error.strerror}")
 
 
-def as_json(study: Path, found: StudyResults) -> str:
+def as_json(study: Path, results: StudyResults) -> str:
     """Return effects and attributions as JSON; what is not finite is null."""
     data = {
         "study": str(study),
-        "effects": [dataclasses.asdict(effect) for effect in found.effects],
-        "noise": [dataclasses.asdict(effect) for effect in found.noise],
-        "attributions": {m: dataclasses.asdict(a) for m, a in found.attributions.items()},
-        "problems": found.problems,
+        "effects": [dataclasses.asdict(effect) for effect in results.effects],
+        "noise": [dataclasses.asdict(effect) for effect in results.noise],
+        "attributions": {m: dataclasses.asdict(a) for m, a in results.attributions.items()},
+        "problems": results.problems,
     }
     return json.dumps(_finite(data), allow_nan=False)
 

@@ -57,8 +57,8 @@ def _files(study: Path) -> Iterator[Path]:
         yield from sorted(study.glob(pattern))
     for trial in plan.trials:
         folder = ledger.folder(trial)
-        own = [folder / stage.folder / name for stage in trial.stages for name in OF_STAGE]
-        yield from (path for path in (*own, folder / "error.txt") if path.exists())
+        files = [folder / stage.folder / name for stage in trial.stages for name in OF_STAGE]
+        yield from (path for path in (*files, folder / "error.txt") if path.exists())
 
 
 def _environment() -> list[str]:

@@ -154,9 +154,9 @@ def _verdicts(
     rows = []
     for contrast in shared:
         key = contrast.name, metric
-        own = [_verdict(s.effects[key], set() if s.plan.looks else s.pairs) for s in (a, b)]
+        verdicts = [_verdict(s.effects[key], set() if s.plan.looks else s.pairs) for s in (a, b)]
         together = _verdict(pooled[key], a.pairs | b.pairs) if key in pooled else "-"
-        rows.append((contrast.name, *own, together))
+        rows.append((contrast.name, *verdicts, together))
     return Table(
         title=f"Seeds and verdicts ({METRICS[a.plan.decides].label}){words}",
         header=("contrast", a.name, b.name, "pooled"),

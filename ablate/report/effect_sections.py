@@ -183,7 +183,7 @@ def _parts_table(
 ) -> Table:
     names = [part.name for part in next(iter(parts.values()))]
     rows = [
-        (name, *(part_cell(own[i], tested=tested) for own in parts.values()))
+        (name, *(part_cell(column[i], tested=tested) for column in parts.values()))
         for i, name in enumerate(names)
     ]
     return Table(

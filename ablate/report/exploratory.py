@@ -15,7 +15,7 @@ def exploratory_section(plan: Plan, ledger: Ledger) -> list[Section]:
     if not plan.exploratory:
         return []
     losses = {name: _by_step(plan, ledger, name) for name in plan.costs}
-    steps = sorted({step for found in losses.values() for step in found})
+    steps = sorted({step for by_step in losses.values() for step in by_step})
     rows = [
         (name, *(_words(losses[name].get(step, [])) for step in steps), _ends(plan, ledger, name))
         for name in plan.costs
@@ -41,12 +41,12 @@ def exploratory_section(plan: Plan, ledger: Ledger) -> list[Section]:
 
 
 def _by_step(plan: Plan, ledger: Ledger, cell: str) -> dict[int, list[float]]:
-    found: dict[int, list[float]] = {}
+    by_step: dict[int, list[float]] = {}
     for trial in plan.of_cell(cell):
         for line in ledger.curve(trial):
             if (loss := line.get(f"val/{SELECTION}")) is not None:
-                found.setdefault(line["step"], []).append(loss)
-    return found
+                by_step.setdefault(line["step"], []).append(loss)
+    return by_step
 
 
 def _words(losses: list[float]) -> str:

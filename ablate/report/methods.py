@@ -16,22 +16,22 @@ from ablate.stats.effects import DecisionRule
 from ablate.stats.tests_and_intervals import EXACT_PAIRS, smallest_p
 
 
-def problems_section(plan: Plan, ledger: Ledger, found: StudyResults) -> list[Section]:
+def problems_section(plan: Plan, ledger: Ledger, results: StudyResults) -> list[Section]:
     """Return what is missing, failed or left out, by name; nothing is averaged away."""
     items = [f"Skipped cell {name}: {reason}" for name, reason in plan.skipped.items()]
     items += [f"Cell {name} equals {other}." for name, other in plan.same.items()]
     items += [f"Contrast {name} is left out: it {why}." for name, why in plan.dropped.items()]
-    if plan.factorial and not found.attributions:
+    if plan.factorial and not results.attributions:
         items.append("No swap's share of the gain: no seed has a result of every cell that takes.")
     items += [f"Data: {count} pairs skipped: {why}." for why, count in plan.data_skipped.items()]
-    for trial in needed_trials(plan, found.race):
+    for trial in needed_trials(plan, results.race):
         if ledger.result(trial) is None and ledger.stopped(trial) is None:
             reason = (ledger.failure(trial) or _no_result(trial, ledger)).strip().splitlines()[-1]
             items.append(f"No result for {trial.name} seed {trial.seed}: {reason}")
-    items += [f"{words[:1].upper()}{words[1:]}." for words in found.problems]
+    items += [f"{words[:1].upper()}{words[1:]}." for words in results.problems]
     items += _early_stops(plan, ledger)
     items += _other_launches(plan, ledger)
-    few = min((len(e.seeds) for e in found.effects if e.seeds), default=0)
+    few = min((len(e.seeds) for e in results.effects if e.seeds), default=0)
     if 0 < few < 3:
         items.append(f"Too few seeds: {few}; verdicts need three, and six to be worth much.")
     return [Section(title="Left out, failed, or doubtful", items=items)] if items else []
@@ -67,14 +67,14 @@ def _other_launches(plan: Plan, ledger: Ledger) -> list[str]:
 
 def _early_stops(plan: Plan, ledger: Ledger) -> list[str]:
     """Return which stages ran out of patience: their cells were trained for other lengths."""
-    found = [
+    stops = [
         f"{trial.name} seed {trial.seed} {stage.name} at {record['metrics']['last_step']}"
         for trial in plan.trials
         for stage in trial.stages
         if (record := ledger.record(trial, stage))
         and record["metrics"]["last_step"] < stage.recipe.steps
     ]
-    return [f"Stopped early, out of patience: {', '.join(found)}."] if found else []
+    return [f"Stopped early, out of patience: {', '.join(stops)}."] if stops else []
 
 
 def methods_section(plan: Plan) -> Section:
@@ -128,8 +128,8 @@ def _exact(seeds: int) -> str:
 
 
 def _recipes(plan: Plan) -> Table:
-    own = dict.fromkeys(plan.searched, "tuned for each cell")
-    recipes = [dataclasses.asdict(stage.recipe) | own for stage in plan.stages]
+    tuned = dict.fromkeys(plan.searched, "tuned for each cell")
+    recipes = [dataclasses.asdict(stage.recipe) | tuned for stage in plan.stages]
     rows = [(name, *(str(recipe[name]) for recipe in recipes)) for name in recipes[0]]
     return Table(title="Recipe", header=("", *(s.name for s in plan.stages)), rows=rows)
 

@@ -137,26 +137,26 @@ def _html_cell(text: str) -> Markup:
     """Return a table's cell: a verdict in its colour, what belongs to a number beside or below."""
     if text in VERDICTS:
         return Markup('<span class="verdict {}">{}</span>').format(text.split()[0], text)
-    found = NUMBER.fullmatch(text)
-    if not found or not found[2]:
+    match = NUMBER.fullmatch(text)
+    if not match or not match[2]:
         return escape(text)
-    kind = "interval" if found[2].startswith("[") else "detail"
-    return Markup('{} <span class="{}">{}</span>').format(found[1], kind, found[2])
+    kind = "interval" if match[2].startswith("[") else "detail"
+    return Markup('{} <span class="{}">{}</span>').format(match[1], kind, match[2])
 
 
 def _html_figure(picture: Picture, directory: Path) -> Markup:
     drawing, pixels = (directory / f"{picture.stem}{suffix}" for suffix in (".svg", ".png"))
     if picture.stem in DRAWINGS and drawing.exists():
-        shown = _inline(drawing.read_text(encoding="utf-8"), picture)
+        content = _inline(drawing.read_text(encoding="utf-8"), picture)
     elif pixels.exists():
         data = base64.b64encode(pixels.read_bytes()).decode()
-        shown = Markup('<img src="data:image/png;base64,{}" alt="{}">').format(
+        content = Markup('<img src="data:image/png;base64,{}" alt="{}">').format(
             data, picture.caption
         )
     else:
         return Markup("")
     return Markup("<figure>\n<div>{}</div>\n<figcaption>{}</figcaption>\n</figure>").format(
-        shown, picture.caption
+        content, picture.caption
     )
 
 
@@ -232,17 +232,17 @@ def _latex_rows(row: tuple[str, ...], table: Table, index: int) -> Iterator[str]
 
     Then p stands beside its number, and what a name has in brackets goes to the second line too.
     """
-    found = [re.fullmatch(r"(\S+) (\[.*\])(.*)", cell) for cell in row[1:]]
-    name = re.fullmatch(r"(.+) (\([^()]*\))", row[0]) if any(found) else None
+    matches = [re.fullmatch(r"(\S+) (\[.*\])(.*)", cell) for cell in row[1:]]
+    name = re.fullmatch(r"(.+) (\([^()]*\))", row[0]) if any(matches) else None
     first = _latex(name[1] if name else row[0])
     above = [rf"\textbf{{{first}}}" if index in table.emphasised else first]
     below = [rf"\scriptsize {_latex(name[2])}" if name else ""]
-    for cell, match in zip(row[1:], found, strict=True):
+    for cell, match in zip(row[1:], matches, strict=True):
         p = rf" {{\scriptsize {_latex(match[3])}}}" if match and match[3] else ""
         above.append(_latex_number(match[1]) + p if match else _latex_number(cell))
         below.append(rf"\scriptsize {_latex_number(match[2])}" if match else "")
-    yield " & ".join(above) + (r" \\[-2pt]" if any(found) else r" \\")
-    if any(found):
+    yield " & ".join(above) + (r" \\[-2pt]" if any(matches) else r" \\")
+    if any(matches):
         yield " & ".join(below) + r" \\[2pt]"
 
 

@@ -129,11 +129,11 @@ class Plots:
         ``stage`` is a fine-tuning's name or ``finetune``, the mean of all; by default pretraining.
         Raises `UsageError` for a stage that the study has not.
         """
-        known = {s.prefix[:-1]: s.prefix for s in self.study.plan.stages[1:]}
-        known |= {FINETUNED[:-1]: FINETUNED} if known else {}
-        if stage and stage not in known:
-            raise unknown("fine-tuning", stage, known)
-        return figures.forest(self.study.plan, self.study.results, known.get(stage, ""))
+        prefixes = {s.prefix[:-1]: s.prefix for s in self.study.plan.stages[1:]}
+        prefixes |= {FINETUNED[:-1]: FINETUNED} if prefixes else {}
+        if stage and stage not in prefixes:
+            raise unknown("fine-tuning", stage, prefixes)
+        return figures.forest(self.study.plan, self.study.results, prefixes.get(stage, ""))
 
     def slopes(self) -> Figure | None:
         """Return the primary contrast seed by seed."""

@@ -97,8 +97,10 @@ def _manifest(archive: zipfile.ZipFile) -> tuple[str, dict[str, str]]:
     """Return the study's name and the files' hashes; raises where they are not what they must."""
     if archive.getinfo(MANIFEST).file_size > MAX_MANIFEST:
         raise ValueError(f"its {MANIFEST} has more than {MAX_MANIFEST / 2**20:.0f} MiB")
-    found = json.loads(archive.read(MANIFEST))
-    name, sums = (found.get(k) if isinstance(found, dict) else None for k in ("study", "sha256"))
+    content = json.loads(archive.read(MANIFEST))
+    name, sums = (
+        content.get(k) if isinstance(content, dict) else None for k in ("study", "sha256")
+    )
     if not isinstance(name, str) or not isinstance(sums, dict):
         raise ValueError(f"its {MANIFEST} does not name a study and the hashes of its files")
     return name, sums
@@ -110,11 +112,11 @@ def _other_versions(study: Path) -> list[str]:
         lines = (study / ENVIRONMENT).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    made = dict(line.split("==", 1) for line in lines if "==" in line)
+    versions = dict(line.split("==", 1) for line in lines if "==" in line)
     other = [
-        f"{name} {made[name]}, this is {version(name)}"
+        f"{name} {versions[name]}, this is {version(name)}"
         for name in DECIDE_THE_WORDS
-        if name in made and made[name] != version(name)
+        if name in versions and versions[name] != version(name)
     ]
     words = "; sentences and drawings may differ for that alone"
     return [f"made with {' and with '.join(other)}{words}"] if other else []
@@ -132,10 +134,10 @@ def _recomputed(study: Path) -> Iterator[str]:
                 folder = ledger.folder(trial) / stage.folder
                 where = (folder / "result.json").relative_to(study)
                 yield from (f"{where}: {line}" for line in _other_metrics(stage, record, folder))
-    found = make_results(plan, ledger)
-    document = make_report(plan, ledger, found)
-    made = texts(document, found) | {"report.html": html(document, study)}
-    for name, text in made.items():
+    results = make_results(plan, ledger)
+    document = make_report(plan, ledger, results)
+    recomputed = texts(document, results) | {"report.html": html(document, study)}
+    for name, text in recomputed.items():
         compare = _other_numbers if name.endswith(".csv") else _other_lines
         yield from compare(name, _given(study / name), text)
 
@@ -165,10 +167,10 @@ def _other_metrics(stage: Stage, record: Mapping[str, Any], folder: Path) -> Ite
     weights = {
         "contrastive": stage.recipe.contrastive_weight, "caption": stage.recipe.caption_weight
     }  # fmt: skip
-    made = {SELECTION: sum(weight * test.get(name, 0.0) for name, weight in weights.items())}
+    sums = {SELECTION: sum(weight * test.get(name, 0.0) for name, weight in weights.items())}
     if "caption" in test:
-        made["perplexity"] = math.exp(min(test["caption"], 700.0))
-    for name, value in made.items():
+        sums["perplexity"] = math.exp(min(test["caption"], 700.0))
+    for name, value in sums.items():
         if not _close(test.get(name, math.nan), value, RELATIVE):
             yield f"test/{name} is {test.get(name)}, by the other losses {value:.6g}"
 
@@ -178,9 +180,9 @@ def _close(a: float, b: float, tolerance: float) -> bool:
     return math.isclose(a, b, rel_tol=tolerance) or (math.isnan(a) and math.isnan(b))
 
 
-def _other_lines(name: str, given: str, recomputed: str) -> list[str]:
-    ours, theirs = recomputed.splitlines(), given.splitlines()
-    if not given:
+def _other_lines(name: str, bundled: str, recomputed: str) -> list[str]:
+    ours, theirs = recomputed.splitlines(), bundled.splitlines()
+    if not bundled:
         return [f"{name} is missing"]
     if len(ours) != len(theirs):
         return [f"{name} has {len(theirs)} lines, recomputed {len(ours)}"]
@@ -198,9 +200,9 @@ def _around(text: str, other: str) -> str:
     return text[max(0, first - AROUND) : first + AROUND]
 
 
-def _other_numbers(name: str, given: str, recomputed: str) -> list[str]:
-    theirs, ours = (list(csv.reader(text.splitlines())) for text in (given, recomputed))
-    if not given:
+def _other_numbers(name: str, bundled: str, recomputed: str) -> list[str]:
+    theirs, ours = (list(csv.reader(text.splitlines())) for text in (bundled, recomputed))
+    if not bundled:
         return [f"{name} is missing"]
     if [len(row) for row in theirs] != [len(row) for row in ours]:
         return [f"{name} has other rows or columns than are recomputed"]

@@ -53,10 +53,10 @@ def walk(
     Raises `NothingFoundError` where no trial has a result.
     """
     subject = make_subject(plan, budget, registry)
-    found = search([subject], budget, ledger, run, tell)
-    if found is None:
+    outcomes_of = search([subject], budget, ledger, run, tell)
+    if outcomes_of is None:
         return None
-    outcomes = found[subject.name]
+    outcomes = outcomes_of[subject.name]
     if all(outcome.loss is None for outcome in outcomes):
         raise NothingFoundError(f"no trial of the walk has a result: {outcomes[-1].reason}")
     return Walked(outcomes=outcomes, importances=importances(outcomes, plan, registry))
@@ -106,16 +106,16 @@ def choose(trial: optuna.trial.BaseTrial, base: CoCaConfig, registry: Registry) 
 
 def choices_of(cell: CoCaConfig, registry: Registry) -> dict[str, Any]:
     """Return the choices that lead to a cell, or nothing where a walk cannot choose its options."""
-    found: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
     for kind in KINDS:
         spelling = getattr(cell.image, kind)
         spec = registry.get(kind, spelling)
         options = spec.complete(parse(spelling)[1])
         if any(options[option] not in values for option, values in swept(spec).items()):
             return {}
-        found |= {kind: spec.name}
-        found |= {f"{kind}.{spec.name}.{option}": options[option] for option in spec.sweep}
-    return found if reached(found, cell, registry) == cell else {}
+        choices |= {kind: spec.name}
+        choices |= {f"{kind}.{spec.name}.{option}": options[option] for option in spec.sweep}
+    return choices if reached(choices, cell, registry) == cell else {}
 
 
 def _kept(spec: BlockSpec, base: CoCaConfig) -> dict[str, Option]:
@@ -164,12 +164,12 @@ def importances(outcomes: Sequence[Outcome], plan: Plan, registry: Registry) -> 
     had = Counter(name for trial in study.trials for name in trial.params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental; few trials, which the reader is told
-        found = optuna.importance.get_param_importances(
+        shares = optuna.importance.get_param_importances(
             study,
             evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
             params=[name for name, times in had.items() if times >= ENOUGH or name in KINDS],
         )
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(share) for name, share in shares.items()}
 
 
 def found_grid(

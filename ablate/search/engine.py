@@ -71,13 +71,13 @@ def search_trials(
     registry: Registry,
 ) -> list[Trial]:
     """Return the trainings of one search trial, one per tuning seed."""
-    found = []
+    trials = []
     for seed in range(budget.seeds):
         trial = make_trial(name, cell, recipe, seed, fingerprint, registry, replicate=TUNING)
         (stage,) = trial.stages
         stage = replace(stage, name=SEARCH, key=digest([SEARCH, stage.key]))
-        found.append(replace(trial, stages=(stage,)))
-    return found
+        trials.append(replace(trial, stages=(stage,)))
+    return trials
 
 
 def search(
@@ -103,20 +103,20 @@ def search(
             }
             _train(asked, ledger, run)
             for name, proposals in asked.items():
-                known = len(studies[name].trials)
-                ended = [_outcome(name, one, ledger) for one in proposals[known - first :]]
+                count = len(studies[name].trials)
+                ended = [_outcome(name, one, ledger) for one in proposals[count - first :]]
                 if None in ended:
                     return None
-                for one, outcome in zip(proposals[known - first :], ended, strict=True):
+                for one, outcome in zip(proposals[count - first :], ended, strict=True):
                     assert outcome is not None
                     studies[name].add_trial(_as_told(one, outcome))
-            found = {
+            outcomes = {
                 name: [_read(name, told) for told in study.trials[: budget.trials]]
                 for name, study in studies.items()
             }
             if asked or numbers.stop == budget.trials:
-                tell(found)
-    return found
+                tell(outcomes)
+    return outcomes
 
 
 def _ask(
@@ -127,7 +127,7 @@ def _ask(
     study.add_trials(told[: numbers.start])
     if numbers.start == 0 and subject.start:
         study.enqueue_trial(dict(subject.start))
-    found = []
+    asked = []
     for number in numbers:
         study.sampler = _sampler(stream_seed(budget.sampler, "ask", number))
         trial = study.ask()
@@ -136,8 +136,8 @@ def _ask(
             trials, reason = tuple(subject.propose(trial)), ""
         except Unsupported as error:
             trials, reason = (), str(error)
-        found.append(Asked(proposal=study.trials[number], trials=trials, reason=reason))
-    return found
+        asked.append(Asked(proposal=study.trials[number], trials=trials, reason=reason))
+    return asked
 
 
 def _sampler(seed: int) -> optuna.samplers.BaseSampler:
@@ -160,8 +160,8 @@ def _train(
     asked: Mapping[str, Sequence[Asked]], ledger: Ledger, run: Callable[[list[Trial]], None]
 ) -> None:
     """Train what the ledger lacks of a generation of all subjects, each key once."""
-    wanted = {t.key: t for group in asked.values() for one in group for t in one.trials}
-    missing = [trial for trial in wanted.values() if ledger.result(trial) is None]
+    trials = {t.key: t for group in asked.values() for one in group for t in one.trials}
+    missing = [trial for trial in trials.values() if ledger.result(trial) is None]
     if missing:
         run(missing)
 
@@ -180,14 +180,14 @@ def _outcome(name: str, asked: Asked, ledger: Ledger) -> Outcome | None:
     )
     if asked.reason:
         return pruned
-    found = [ledger.metrics(trial) for trial in asked.trials]
-    for trial, metrics in zip(asked.trials, found, strict=True):
+    results = [ledger.metrics(trial) for trial in asked.trials]
+    for trial, metrics in zip(asked.trials, results, strict=True):
         if metrics is None and (failure := ledger.failure(trial)) is not None:
             reason = (failure.strip().splitlines() or ["unknown"])[-1]
             return replace(pruned, state="fail", reason=reason)
-    if None in found:
+    if None in results:
         return None
-    losses = [metrics[f"val/{SELECTION}"] for metrics in found if metrics is not None]
+    losses = [metrics[f"val/{SELECTION}"] for metrics in results if metrics is not None]
     return replace(pruned, state="complete", loss=math.fsum(losses) / len(losses))
 
 

@@ -42,13 +42,13 @@ def tune(
     of a cell failed.
     """
     subjects = make_subjects(plan, space, budget, registry)
-    found = search(subjects, budget, ledger, run, tell)
-    if found is None:
+    outcomes_of = search(subjects, budget, ledger, run, tell)
+    if outcomes_of is None:
         return None
-    chosen = {name: _choose(name, outcomes) for name, outcomes in found.items()}
+    chosen = {name: _choose(name, outcomes) for name, outcomes in outcomes_of.items()}
     recipe = plan.stages[0].recipe
     recipes = {name: tuned(recipe, outcome.values) for name, outcome in chosen.items()}
-    rows = {name: _row(chosen[name], found[name], bool(subjects[0].start)) for name in chosen}
+    rows = {name: _row(chosen[name], outcomes_of[name], bool(subjects[0].start)) for name in chosen}
     return replace(retune(plan, recipes, settings, registry), tuned=rows)
 
 
@@ -66,8 +66,8 @@ def make_subjects(plan: Plan, space: Space, budget: Budget, registry: Registry) 
 
         def propose(trial: optuna.Trial, make: Any = trials_of) -> list[Trial]:
             values = {chosen.name: chosen.suggest(trial) for chosen in space}
-            made: list[Trial] = make(tuned(stage.recipe, values))
-            return made
+            trials: list[Trial] = make(tuned(stage.recipe, values))
+            return trials
 
         asked = [spell(space), first, budget.generation, budget.sampler]
         key = digest([[trial.key for trial in trials_of(stage.recipe)], asked])

@@ -43,8 +43,8 @@ class Budget:
     def __post_init__(self) -> None:
         """Refuse budgets that are none."""
         for name in ("trials", "seeds", "generation"):
-            if not 1 <= (given := getattr(self, name)) <= MAX_SEEDS:
-                raise UsageError(f"--search-{name} must be from 1 to {MAX_SEEDS}, got {given}")
+            if not 1 <= (count := getattr(self, name)) <= MAX_SEEDS:
+                raise UsageError(f"--search-{name} must be from 1 to {MAX_SEEDS}, got {count}")
 
     @property
     def described(self) -> dict[str, Any]:

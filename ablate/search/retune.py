@@ -20,12 +20,12 @@ def retune(
 
     ``settings`` are those that the plan was made with.
     """
-    own = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
+    tuning = {k.removeprefix(PREFIX): v for k, v in settings.items() if k.startswith(PREFIX)}
     trials = []
     for trial in plan.trials:
         recipe, later = recipes[plan.original(trial.name)], trial.stages[1:]
         data = {stage.name: stage.data_fingerprint for stage in trial.stages}
-        tunings = finetunings([stage.recipe.data for stage in later], recipe, own)
+        tunings = finetunings([stage.recipe.data for stage in later], recipe, tuning)
         stages = [(name, r, data[name]) for name, r in tunings.items()]
         trials.append(
             make_trial(

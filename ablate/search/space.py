@@ -88,18 +88,18 @@ def parse_space(text: str, recipe: Recipe) -> Space:
     It replaces the default one. Raises `UsageError` for whatever cannot be meant, and for values
     that the recipe refuses.
     """
-    found: dict[str, Range] = {}
+    ranges: dict[str, Range] = {}
     for part in text.split(","):
         name, equals, values = (piece.strip() for piece in part.partition("="))
         if not equals or not values:
             raise UsageError(f"--search-space {part.strip()!r}: {EXAMPLE}")
-        if name in found:
+        if name in ranges:
             raise UsageError(f"--search-space: {name!r} is given twice")
         if name not in TUNABLE:
             raise _not_tunable(name)
-        found[name] = _parse_range(name, values)
-        _check(found[name], recipe)
-    return tuple(found.values())
+        ranges[name] = _parse_range(name, values)
+        _check(ranges[name], recipe)
+    return tuple(ranges.values())
 
 
 def _not_tunable(name: str) -> UsageError:
@@ -174,8 +174,8 @@ def tuned(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 def start(space: Space, recipe: Recipe) -> dict[str, Number]:
     """Return the recipe's own values, which a search tries first, or nothing if out of range."""
-    own = {chosen.name: getattr(recipe, chosen.name) for chosen in space}
-    return own if all(own[chosen.name] in chosen for chosen in space) else {}
+    values = {chosen.name: getattr(recipe, chosen.name) for chosen in space}
+    return values if all(values[chosen.name] in chosen for chosen in space) else {}
 
 
 def searched_fields(space: Sequence[Range]) -> set[str]:

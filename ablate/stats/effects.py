@@ -117,12 +117,12 @@ def is_usable(loss: float) -> bool:
 def missing(contrast: Contrast, losses: Losses) -> dict[int, str]:
     """Return why a seed that some of the contrast's cells have cannot be used, by seed."""
     seen = {seed for cell, seed in losses if cell in contrast.cells}
-    found = {}
+    reasons = {}
     for seed in sorted(seen - set(complete_seeds(contrast.cells, losses))):
-        every = sorted(contrast.cells)
-        lost = [cell for cell in every if not is_usable(losses.get((cell, seed), math.nan))]
-        found[seed] = f"no usable loss of {', '.join(lost)}"
-    return found
+        cells = sorted(contrast.cells)
+        lost = [cell for cell in cells if not is_usable(losses.get((cell, seed), math.nan))]
+        reasons[seed] = f"no usable loss of {', '.join(lost)}"
+    return reasons
 
 
 def mean_improvements(
@@ -153,7 +153,7 @@ def effect(
     n = len(values)
     low, high = interval(values, rule)
     p = p_value(values, rule)
-    found = Effect(
+    alone = Effect(
         contrast=contrast.name,
         metric=metric,
         seeds=tuple(by_seed),
@@ -168,7 +168,7 @@ def effect(
         correlation=float(np.mean(correlations)),
         verdict="",
     )
-    return _judged(found, rule)
+    return _judged(alone, rule)
 
 
 def up_to_look(seeds: list[int], rule: DecisionRule) -> list[int]:
@@ -255,25 +255,25 @@ def _judged(effect: Effect, rule: DecisionRule) -> Effect:
 
 def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> float:
     """Return the mean correlation over seeds between reference and candidate; nan if undefined."""
-    found = []
+    correlations = []
     for a, b in contrast.pairs:
         old, new = ([losses[cell, seed] for seed in seeds] for cell in (a, b))
         if len(seeds) > 2 and np.std(old) > 0 and np.std(new) > 0:
-            found.append(float(np.corrcoef(old, new)[0, 1]))
-    return float(np.mean(found)) if found else math.nan
+            correlations.append(float(np.corrcoef(old, new)[0, 1]))
+    return float(np.mean(correlations)) if correlations else math.nan
 
 
-def verdict(found: Effect) -> str:
+def verdict(effect: Effect) -> str:
     """Return the word for an effect.
 
     ``improved`` or ``worse`` where the adjusted p is at most 5%; else ``equivalent`` where an
     effect of interest is ruled out at 5%; else ``inconclusive``; below three, ``too few seeds``.
     """
-    if len(found.seeds) < FEWEST_SEEDS:
+    if len(effect.seeds) < FEWEST_SEEDS:
         return "too few seeds"
-    if found.p_adjusted <= ALPHA:
-        return "improved" if found.estimate > 0 else "worse"
-    return "equivalent" if found.p_tost <= ALPHA else "inconclusive"
+    if effect.p_adjusted <= ALPHA:
+        return "improved" if effect.estimate > 0 else "worse"
+    return "equivalent" if effect.p_tost <= ALPHA else "inconclusive"
 
 
 def verdict_is_clear(word: str) -> bool:

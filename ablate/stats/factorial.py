@@ -135,12 +135,12 @@ def terms(gains: Mapping[Swaps, Values]) -> dict[Term, Values]:
     the change of one effect by the other swap: a cell's sign is the product over the term's swaps.
     """
     order = sorted(frozenset().union(*gains))
-    found = {}
+    values = {}
     for size in range(1, len(order) + 1):
         for term in itertools.combinations(order, size):
             signed = [_sign(term, swaps) * gain for swaps, gain in gains.items()]
-            found[term] = np.sum(signed, axis=0) / (len(gains) / 2)
-    return found
+            values[term] = np.sum(signed, axis=0) / (len(gains) / 2)
+    return values
 
 
 def _sign(term: Term, swaps: Swaps) -> int:

@@ -130,13 +130,13 @@ def decide(
     direction: Direction = "lower",
 ) -> list[Decision]:
     """Return the family's contrasts that are decided by so many seeds or are not worth more."""
-    found = effects(family, metric, losses, rule=rule, direction=direction)
+    family_effects = effects(family, metric, losses, rule=rule, direction=direction)
     decisions = []
-    for contrast, effect in zip(family, found, strict=True):
+    for contrast, effect in zip(family, family_effects, strict=True):
         if len(effect.seeds) < seeds:
             continue
         values = np.array(list(improvements(contrast, losses, direction).values()))
-        ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, found, rule))
+        ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, family_effects, rule))
         chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
         if not any(other.primary for other in family):
             chance = ahead.clear  # the A/A contrast is watched for a difference, whichever way
@@ -148,18 +148,18 @@ def decide(
 
 
 def multiplicity(
-    contrast: Contrast, family: Family, found: Sequence[Effect], rule: DecisionRule
+    contrast: Contrast, family: Family, family_effects: Sequence[Effect], rule: DecisionRule
 ) -> float:
     """Return what a contrast's p is multiplied by if it is the next one to be rejected."""
-    left = [
+    remaining = [
         other
-        for other, effect in zip(family, found, strict=True)
+        for other, effect in zip(family, family_effects, strict=True)
         if effect.p_adjusted > ALPHA and other != contrast
     ]
-    others = [other for other in left if not other.primary]
+    others = [other for other in remaining if not other.primary]
     if contrast.primary:
         return 1 / rule.primary_share if others else 1.0
-    primary_is_left = len(left) > len(others)
+    primary_is_left = len(remaining) > len(others)
     return (1 + len(others)) / (1 - rule.primary_share if primary_is_left else 1)
 
 
@@ -195,7 +195,7 @@ def chances(values: Values, rule: DecisionRule, alpha: float) -> Chances:
         improved |= (mean >= effect) & ~decided
         clear |= (np.abs(mean) >= effect) & ~decided
         decided |= (np.abs(mean) >= effect) | (rule.smallest_effect - np.abs(mean) >= no_effect)
-    return Chances(*(float(found.mean()) for found in (improved, clear, decided)))
+    return Chances(*(float(outcomes.mean()) for outcomes in (improved, clear, decided)))
 
 
 @functools.cache

@@ -85,9 +85,9 @@ def sequential_p(
         return 1.0
     weighted = zip(reached, weights(looks, spending), strict=False)
     smallest = float(min(test(values[:n]) / w for n, w in weighted))
-    found = _null(looks, spending)
-    rank = 1 + int(np.searchsorted(found, smallest, "right"))
-    return min(1.0, smallest, rank / len(found))  # weights sum to 1: the union bound is above
+    null = _null(looks, spending)
+    rank = 1 + int(np.searchsorted(null, smallest, "right"))
+    return min(1.0, smallest, rank / len(null))  # weights sum to 1: the union bound is above
 
 
 def level(
@@ -141,9 +141,9 @@ def _paths(looks: tuple[int, ...]) -> Values:
     generator: Any = np.random.RandomState(0)
     noise = generator.standard_normal((PATHS, looks[-1]))
     sums, squares = noise.cumsum(axis=1), (noise**2).cumsum(axis=1)
-    found = np.empty((PATHS, len(looks)))
+    paths = np.empty((PATHS, len(looks)))
     for k, n in enumerate(looks):
         total, square = sums[:, n - 1], squares[:, n - 1]
         deviation = np.sqrt((square - total**2 / n) / (n - 1))
-        found[:, k] = 2 * stats.t.sf(np.abs(total) / (deviation * np.sqrt(n)), n - 1)
-    return found
+        paths[:, k] = 2 * stats.t.sf(np.abs(total) / (deviation * np.sqrt(n)), n - 1)
+    return paths

@@ -139,7 +139,7 @@ def adjust_family(
     first, rest = min(1.0, primary / share), [min(1.0, p / (1 - share)) for p in within]
     return (
         min(first, max(primary, *rest)),
-        [min(own, max(first, p)) for own, p in zip(rest, within, strict=True)],
+        [min(alone, max(first, p)) for alone, p in zip(rest, within, strict=True)],
     )
 
 
@@ -154,16 +154,16 @@ def power(effect: float, seeds: int, deviation: float, alpha: float = ALPHA) -> 
 
 
 def detectable_effect(
-    seeds: int, deviation: float, alpha: float = ALPHA, wanted: float = POWER
+    seeds: int, deviation: float, alpha: float = ALPHA, target: float = POWER
 ) -> float:
-    """Return the smallest true effect that is found with the wanted power; infinite below two."""
+    """Return the smallest true effect that is found with the target power; infinite below two."""
     if seeds < 2 or not math.isfinite(deviation):
         return math.inf
     # Above this bound the t statistic clears its critical value with near certainty.
     most = 4 * t_quantile(seeds - 1, 1 - alpha) / math.sqrt(seeds)
 
     def shortfall(effect: float) -> float:
-        return power(effect, seeds, 1.0, alpha) - wanted
+        return power(effect, seeds, 1.0, alpha) - target
 
     return deviation * float(optimize.brentq(shortfall, 0.0, most, xtol=1e-9))
 

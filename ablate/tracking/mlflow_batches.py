@@ -44,25 +44,25 @@ def log_params(client: Any, run: str, values: Mapping[str, Any]) -> None:
     """Log parameters; the same ones again change nothing."""
     from mlflow.entities import Param
 
-    made = [Param(key(name), str(value)[:MAX_VALUE]) for name, value in values.items()]
-    for start in range(0, len(made), OTHERS_A_CALL):
-        client.log_batch(run, params=made[start : start + OTHERS_A_CALL])
+    parameters = [Param(key(name), str(value)[:MAX_VALUE]) for name, value in values.items()]
+    for start in range(0, len(parameters), OTHERS_A_CALL):
+        client.log_batch(run, params=parameters[start : start + OTHERS_A_CALL])
 
 
 def log_tags(client: Any, run: str, values: Mapping[str, Any]) -> None:
     """Set tags."""
     from mlflow.entities import RunTag
 
-    made = [RunTag(key(name), str(value)[:MAX_VALUE]) for name, value in values.items()]
-    for start in range(0, len(made), OTHERS_A_CALL):
-        client.log_batch(run, tags=made[start : start + OTHERS_A_CALL])
+    run_tags = [RunTag(key(name), str(value)[:MAX_VALUE]) for name, value in values.items()]
+    for start in range(0, len(run_tags), OTHERS_A_CALL):
+        client.log_batch(run, tags=run_tags[start : start + OTHERS_A_CALL])
 
 
 def log_data(client: Any, run: str, stages: Sequence[Stage]) -> None:
     """Say what each stage was trained on, as MLflow's data sets."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    made = []
+    inputs = []
     for stage in stages:
         uri = stage.recipe.data
         data = Dataset(
@@ -72,5 +72,5 @@ def log_data(client: Any, run: str, stages: Sequence[Stage]) -> None:
             source=json.dumps({"uri": uri}),
         )
         tags = [InputTag("mlflow.data.context", "train"), InputTag("ablate.stage", stage.name)]
-        made.append(DatasetInput(dataset=data, tags=tags))
-    client.log_inputs(run, datasets=made)
+        inputs.append(DatasetInput(dataset=data, tags=tags))
+    client.log_inputs(run, datasets=inputs)

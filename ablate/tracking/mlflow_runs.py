@@ -154,10 +154,14 @@ class StudyRuns:
         """Write a run per contrast, or bring it up to date; returns how many changed."""
         seen = [effect for effect in effects if effect.seeds]
         by_contrast = sorted(seen, key=lambda effect: effect.contrast)
-        found = {k: list(v) for k, v in groupby(by_contrast, key=lambda effect: effect.contrast)}
-        changed = sum([self._write_effect(name, own) for name, own in found.items()])
+        effects_of = {
+            k: list(v) for k, v in groupby(by_contrast, key=lambda effect: effect.contrast)
+        }
+        changed = sum(
+            [self._write_effect(name, of_contrast) for name, of_contrast in effects_of.items()]
+        )
         for name, run in self.known["effects"].items():
-            changed += self._mark(run, name in found)
+            changed += self._mark(run, name in effects_of)
         return changed
 
     def write_artifacts(self, paths: Iterable[Path]) -> int:
@@ -184,20 +188,20 @@ class StudyRuns:
                 self.client, self.parent, [{"step": self.known["samples"], **sample}]
             )
 
-    def ended(self, wanted: Sequence[Trial], broken: str = "") -> None:
+    def ended(self, needed: Sequence[Trial], broken: str = "") -> None:
         """End the study's run, and those of trials that were stopped, as the ledger has them.
 
-        ``wanted`` are the trials that the study needs: a race may end before all of its plan.
+        ``needed`` are the trials that the study needs: a race may end before all of its plan.
         ``broken`` is the status of a study that did not come to its end.
         """
-        left = [trial for trial in wanted if self.ledger.result(trial) is None]
-        failures = [trial for trial in left if self.ledger.failure(trial) is not None]
+        remaining = [trial for trial in needed if self.ledger.result(trial) is None]
+        failures = [trial for trial in remaining if self.ledger.failure(trial) is not None]
         for child in self.known["children"].values():
             if not child["final"] and "failed" not in child:
                 self.client.set_terminated(child["run"], "KILLED")
-        done = f"{len(wanted) - len(left)} of {len(wanted)} done"
+        done = f"{len(needed) - len(remaining)} of {len(needed)} done"
         self.client.set_tag(self.parent, "ablate.trials", done)
-        status = broken or ("FAILED" if failures else "KILLED" if left else "FINISHED")
+        status = broken or ("FAILED" if failures else "KILLED" if remaining else "FINISHED")
         self.client.set_terminated(self.parent, status)
         self.remember()
 
@@ -282,10 +286,10 @@ class StudyRuns:
 
     def _offer_views(self) -> None:
         """Offer ready-made views; their format is MLflow's own affair, so that it may refuse."""
-        made = views(
+        tags = views(
             self.parent, [stage.prefix for stage in self.plan.stages[1:]], self.plan.decides
         )
-        for tag, view in made.items():
+        for tag, view in tags.items():
             if len(view) <= MAX_VALUE and self.known.get(tag) != view:
                 try:
                     self.client.set_experiment_tag(self.known["experiment"], tag, view)
@@ -296,51 +300,51 @@ class StudyRuns:
 
     def _child(self, trial: Trial) -> dict[str, Any]:
         """Return what is known of the trial's run, created where there is none."""
-        found: dict[str, Any] | None = self.known["children"].get(trial.key)
-        if found is None:
+        entry: dict[str, Any] | None = self.known["children"].get(trial.key)
+        if entry is None:
             spelt = trial.cell.spellings().items()
             tags = {f"block.{path}": spelling for path, (_, spelling) in spelt}
             tags |= {"ablate.cell": trial.name, "ablate.key": trial.key}
             began = mlflow_batches.now()
             run = self.create(f"{trial.name} seed {trial.seed}", TRIAL, tags, began)
-            found = self.known["children"][trial.key] = _entry(run, began)
+            entry = self.known["children"][trial.key] = _entry(run, began)
             self.remember()
-        found.setdefault("began", mlflow_batches.now())  # noted by an earlier version
-        if not found.get("described"):
-            mlflow_batches.log_params(self.client, found["run"], _parameters(trial, self.plan))
-            mlflow_batches.log_data(self.client, found["run"], trial.stages)
-            found["described"] = True
+        entry.setdefault("began", mlflow_batches.now())  # noted by an earlier version
+        if not entry.get("described"):
+            mlflow_batches.log_params(self.client, entry["run"], _parameters(trial, self.plan))
+            mlflow_batches.log_data(self.client, entry["run"], trial.stages)
+            entry["described"] = True
             self.remember()
-        return found
+        return entry
 
-    def _write_effect(self, name: str, own: Sequence[Effect]) -> bool:
+    def _write_effect(self, name: str, effects: Sequence[Effect]) -> bool:
         numbers = {
             f"{effect.metric}/{number}": float(getattr(effect, number))
-            for effect in own
+            for effect in effects
             for number in EFFECT_NUMBERS
         }
-        numbers |= {f"{effect.metric}/seeds": float(len(effect.seeds)) for effect in own}
-        words = {f"ablate.verdict.{effect.metric}": effect.verdict for effect in own}
-        decisive = [e for e in own if e.metric == self.plan.decides] or own
+        numbers |= {f"{effect.metric}/seeds": float(len(effect.seeds)) for effect in effects}
+        words = {f"ablate.verdict.{effect.metric}": effect.verdict for effect in effects}
+        decisive = [e for e in effects if e.metric == self.plan.decides] or effects
         primary = self.plan.primary is not None and self.plan.primary.name == name
         tags = {"ablate.contrast": name, "ablate.verdict": decisive[0].verdict, **words}
         tags["ablate.primary"] = str(primary).lower()
         state = digest([{k: repr(v) for k, v in numbers.items()}, tags])
-        found = self.known["effects"].get(name)
-        if found is None:
+        entry = self.known["effects"].get(name)
+        if entry is None:
             run = self.create(name, EFFECT, {"ablate.contrast": name})
-            found = self.known["effects"][name] = {"run": run, "state": "", "writes": 0}
+            entry = self.known["effects"][name] = {"run": run, "state": "", "writes": 0}
             self.remember()
-        if found["state"] == state:
+        if entry["state"] == state:
             return False
         # Each change is a step of its own, since MLflow shows the value of the highest step.
         finite = {k: v for k, v in numbers.items() if math.isfinite(v)}
         mlflow_batches.log_metrics(
-            self.client, found["run"], [{"step": found["writes"] + 1, **finite}]
+            self.client, entry["run"], [{"step": entry["writes"] + 1, **finite}]
         )
-        mlflow_batches.log_tags(self.client, found["run"], tags)
-        self.client.set_terminated(found["run"], "FINISHED")
-        found |= {"state": state, "writes": found["writes"] + 1}
+        mlflow_batches.log_tags(self.client, entry["run"], tags)
+        self.client.set_terminated(entry["run"], "FINISHED")
+        entry |= {"state": state, "writes": entry["writes"] + 1}
         self.remember()
         return True
 
@@ -384,9 +388,9 @@ def _parameters(trial: Trial, plan: Plan) -> dict[str, Any]:
     """Return what a trial is, flat: its cell, recipe, data and cost."""
     recipe = {f"recipe.{k}": v for k, v in dataclasses.asdict(trial.recipe).items()}
     for stage in trial.stages[1:]:
-        own = dataclasses.asdict(stage.recipe)
+        fields = dataclasses.asdict(stage.recipe)
         recipe |= {
-            f"{stage.prefix}recipe.{k}": v for k, v in own.items() if v != recipe[f"recipe.{k}"]
+            f"{stage.prefix}recipe.{k}": v for k, v in fields.items() if v != recipe[f"recipe.{k}"]
         }
     facts = {
         "cell": trial.name,

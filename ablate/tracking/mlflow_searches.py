@@ -13,14 +13,14 @@ from ablate.tracking.mlflow_runs import StudyRuns
 SEARCH = "search"
 
 
-def write_searches(runs: StudyRuns, found: Found) -> int:
+def write_searches(runs: StudyRuns, outcomes_of: Found) -> int:
     """Write the search trials that the store lacks, under the study's run; returns how many.
 
     Parameters are what was tried, so that MLflow's parallel coordinates compare a cell's trials;
     the validation metric `SELECTION` is what they were judged by.
     """
-    every = [outcome for outcomes in found.values() for outcome in outcomes]
-    return sum([_write(runs, outcome) for outcome in every])
+    in_order = [outcome for outcomes in outcomes_of.values() for outcome in outcomes]
+    return sum([_write(runs, outcome) for outcome in in_order])
 
 
 def _key(outcome: Outcome) -> str:

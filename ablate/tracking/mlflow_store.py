@@ -64,19 +64,19 @@ def experiment_name(uri: str) -> str:
 
 def check_store(uri: str) -> None:
     """Raise `UsageError` for what cannot be an MLflow store, before anything is trained."""
-    store, shown = absolute_store(uri), without_passwords(uri)
+    store, words = absolute_store(uri), without_passwords(uri)
     file = sqlite_file(store)
     if file is not None:
-        _check_file(file, shown)
+        _check_file(file, words)
     elif store.startswith(DATABASES):
         _check_driver(store)
     elif store.startswith(SERVERS):
         if not _host(store):
-            raise UsageError(f"--mlflow {shown!r} names no host; write http://HOST:PORT")
+            raise UsageError(f"--mlflow {words!r} names no host; write http://HOST:PORT")
     elif store != "databricks" and not store.startswith("databricks://"):
-        guess = f"; did you mean {SQLITE}{shown}?" if uri.endswith(".db") else ""
+        guess = f"; did you mean {SQLITE}{words}?" if uri.endswith(".db") else ""
         raise UsageError(
-            f"cannot log to --mlflow {shown!r}; write sqlite:///FILE.db, a server's "
+            f"cannot log to --mlflow {words!r}; write sqlite:///FILE.db, a server's "
             f"http://HOST:PORT, a database's postgresql:// or mysql://, or databricks{guess}"
         )
 
@@ -109,7 +109,7 @@ def _check_file(file: Path, uri: str) -> None:
     if not file.exists():
         return
     try:
-        tables, found = _look_into(file)
+        tables, revision = _look_into(file)
     except sqlite3.Error as error:
         if "locked" in str(error):
             return  # by another writer, at this moment
@@ -118,8 +118,8 @@ def _check_file(file: Path, uri: str) -> None:
         ) from None
     if tables and "experiments" not in tables:
         raise UsageError(f"--mlflow {uri!r} is a database of another program, with no MLflow in it")
-    if found:
-        _check_schema(found, uri)
+    if revision:
+        _check_schema(revision, uri)
 
 
 def _look_into(file: Path) -> tuple[set[str], str]:
@@ -133,19 +133,20 @@ def _look_into(file: Path) -> tuple[set[str], str]:
         return tables, str(row[0]) if row else ""
 
 
-def _check_schema(found: str, uri: str) -> None:
+def _check_schema(revision: str, uri: str) -> None:
     """Refuse a database whose tables are another MLflow's; MLflow would refuse it as well."""
-    known = schema_revisions()
-    if not known or found == known[0]:
+    revisions = schema_revisions()
+    if not revisions or revision == revisions[0]:
         return
     mine = version("mlflow")
-    if found in known:
+    if revision in revisions:
         raise UsageError(
             f"--mlflow {uri!r} was written by an older MLflow than {mine}; back the file up and "
             f"run `mlflow db upgrade {uri}`, or use another file"
         )
     raise UsageError(
-        f"--mlflow {uri!r} was written by another MLflow than {mine} (schema {found}), probably a "
+        f"--mlflow {uri!r} was written by another MLflow than {mine} (schema {revision}), probably "
+        "a "
         "newer one; install that version, or use another file"
     )
 
@@ -162,9 +163,9 @@ def schema_revisions() -> list[str]:
     texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
     before: dict[str, str] = {}
     for text in texts:
-        found = dict(re.findall(r"^(revision|down_revision)\s*=\s*[\"'](\w+)[\"']", text, re.M))
-        if "revision" in found:
-            before[found["revision"]] = found.get("down_revision", "")
+        revisions = dict(re.findall(r"^(revision|down_revision)\s*=\s*[\"'](\w+)[\"']", text, re.M))
+        if "revision" in revisions:
+            before[revisions["revision"]] = revisions.get("down_revision", "")
     heads = before.keys() - set(before.values())
     return [*heads, *(before.keys() - heads)] if len(heads) == 1 else []
 
@@ -253,30 +254,30 @@ def explain(error: BaseException) -> str:
 def find_experiment(client: Any, uri: str) -> str | None:
     """Return the id of the experiment of studies, or None; raises `StoreError` if deleted."""
     name = experiment_name(uri)
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         return None
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise StoreError(
             f"its experiment {name!r} was deleted; restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`, or use another store"
+            f"`mlflow experiments restore -x {experiment.experiment_id}`, or use another store"
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def make_experiment(client: Any, uri: str) -> str:
     """Return the id of the experiment of studies, created where there is none."""
-    if (found := find_experiment(client, uri)) is not None:
-        return found
+    if (experiment := find_experiment(client, uri)) is not None:
+        return experiment
     file = sqlite_file(absolute_store(uri))
     location = (file.parent / "mlartifacts").as_uri() if file else None
     try:
         return str(client.create_experiment(experiment_name(uri), artifact_location=location))
     except Exception:
-        found = find_experiment(client, uri)  # another driver may have been first
-        if found is None:
+        experiment = find_experiment(client, uri)  # another driver may have been first
+        if experiment is None:
             raise
-        return found
+        return experiment
 
 
 def is_active(client: Any, run: str) -> bool:

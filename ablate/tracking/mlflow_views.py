@@ -92,7 +92,7 @@ def _pack(state: dict[str, Any]) -> str:
     return "deflate;" + base64.b64encode(packed).decode("ascii")
 
 
-def _chart(kind: str, name: str, **own: Any) -> dict[str, Any]:
+def _chart(kind: str, name: str, **details: Any) -> dict[str, Any]:
     return {
         "type": kind,
         "uuid": f"{kind.lower()}-{name}",
@@ -100,7 +100,7 @@ def _chart(kind: str, name: str, **own: Any) -> dict[str, Any]:
         "metricSectionId": "cells",
         "deleted": False,
         "isGenerated": False,
-        **own,
+        **details,
     }
 
 

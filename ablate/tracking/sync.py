@@ -37,14 +37,14 @@ class Sync:
         results = make_results(self.plan, self.ledger)
         self._write("", partial(self.runs.connect, _tell))
         trials = [self._write(t.label, partial(self.runs.caught_up, t)) for t in self.plan.trials]
-        found = read_outcomes(self.ledger.directory)
-        self._write("the search", lambda: write_searches(self.runs, found))
+        outcomes = read_outcomes(self.ledger.directory)
+        self._write("the search", lambda: write_searches(self.runs, outcomes))
         runs = [*results.effects, *results.noise]
         effects = self._write("the effects", partial(self.runs.write_effects, runs))
         files = report_files(self.ledger.directory)
         report = self._write("the report", partial(self.runs.write_artifacts, files))
-        wanted = needed_trials(self.plan, results.race)
-        self._write("the study's run", partial(self.runs.ended, wanted))
+        needed = needed_trials(self.plan, results.race)
+        self._write("the study's run", partial(self.runs.ended, needed))
         if self.down:
             return LACKING
         print(

@@ -34,22 +34,22 @@ def _graphics() -> dict[str, float]:
         return {}
     command = [tool, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"]
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return read_graphics(shown.stdout)
+    return read_graphics(answer.stdout)
 
 
 def read_graphics(text: str) -> dict[str, float]:
     """Return the metrics in nvidia-smi's table; a GPU that tells no number is left out."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for line in text.splitlines():
         try:
             index, busy, used, total = (float(word) for word in line.split(","))
         except ValueError:
             continue  # "[N/A]": a GPU that is partitioned
         name = f"system/gpu_{index:.0f}"
-        found[f"{name}_utilization_percentage"] = busy
-        found[f"{name}_memory_usage_megabytes"] = used * 2**20 / 1e6
-        found[f"{name}_memory_usage_percentage"] = 100 * used / total
-    return found
+        values[f"{name}_utilization_percentage"] = busy
+        values[f"{name}_memory_usage_megabytes"] = used * 2**20 / 1e6
+        values[f"{name}_memory_usage_percentage"] = 100 * used / total
+    return values

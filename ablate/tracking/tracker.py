@@ -117,21 +117,21 @@ class Tracker:
         for trial in self.plan.trials:
             if self.ledger.result(trial) is not None:
                 self._put(trial.key, partial(self.runs.finished, trial))
-        if found := read_outcomes(self.ledger.directory):
-            self._put("search", partial(write_searches, self.runs, found))
+        if outcomes := read_outcomes(self.ledger.directory):
+            self._put("search", partial(write_searches, self.runs, outcomes))
 
     def close(
-        self, effects: Sequence[Effect], artifacts: Sequence[Path], wanted: Sequence[Trial]
+        self, effects: Sequence[Effect], artifacts: Sequence[Path], needed: Sequence[Trial]
     ) -> None:
         """Write effects and report, end the study's run, and say so if the store lacks anything.
 
-        ``wanted`` are the trials that the study needs: a race may end before all of its plan.
+        ``needed`` are the trials that the study needs: a race may end before all of its plan.
         Waits as long as the store takes things, and ``patience`` seconds where it does not.
         """
         self.sync()
         self._put("effects", partial(self.runs.write_effects, effects))
         self._put("report", partial(self.runs.write_artifacts, artifacts))
-        self._put("end", partial(self.runs.ended, wanted))
+        self._put("end", partial(self.runs.ended, needed))
         self._drain()
 
     def _drain(self) -> None:

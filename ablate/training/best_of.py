@@ -46,7 +46,7 @@ def best_of(captioner: Captioner, images: Sequence[Pixels], draws: int = DRAWS) 
 @torch.no_grad()
 def likelihood(captioner: Captioner, images: Sequence[Pixels], said: Sequence[str]) -> Tensor:
     """Return the mean log-probability of each caption's tokens [n], given its picture."""
-    model, found = captioner.model, []
+    model, values = captioner.model, []
     for start in range(0, len(images), BATCH):
         texts = said[start : start + BATCH]
         tokens, lengths = pad(
@@ -57,7 +57,7 @@ def likelihood(captioner: Captioner, images: Sequence[Pixels], said: Sequence[st
         states = model(batch, tokens, lengths, contrast=False).states
         assert states is not None
         likely = (states[:, :-1] @ model.head.T).float().log_softmax(dim=-1)
-        own = likely.gather(2, tokens[:, 1:, None]).squeeze(2)  # [b n-1]
+        likelihoods = likely.gather(2, tokens[:, 1:, None]).squeeze(2)  # [b n-1]
         real = torch.arange(1, tokens.shape[1], device=tokens.device) < lengths[:, None]
-        found.append(((own * real).sum(dim=1) / real.sum(dim=1)).cpu())
-    return torch.cat(found)
+        values.append(((likelihoods * real).sum(dim=1) / real.sum(dim=1)).cpu())
+    return torch.cat(values)

@@ -47,16 +47,19 @@ def caption_metrics(
     if not candidates:
         raise UsageError("no image to score, got empty lists of candidates and references")
     said = [words(caption) for caption in candidates]
-    wanted = [[words(caption) for caption in captions] for captions in references]
-    for image, captions in enumerate(wanted):
+    references_in_words = [[words(caption) for caption in captions] for captions in references]
+    for image, captions in enumerate(references_in_words):
         if not any(captions):
             got = list(references[image])
             raise UsageError(f"image {image} needs a reference with a word in it, got {got}")
-    rouge = [rouge_l(caption, captions) for caption, captions in zip(said, wanted, strict=True)]
+    rouge = [
+        rouge_l(caption, captions)
+        for caption, captions in zip(said, references_in_words, strict=True)
+    ]
     return {
-        "bleu4": bleu(said, wanted),
+        "bleu4": bleu(said, references_in_words),
         "rouge_l": float(np.mean(rouge)),
-        "cider": cider(said, wanted),
+        "cider": cider(said, references_in_words),
     }
 
 
@@ -90,13 +93,15 @@ def bleu(candidates: Sequence[Words], references: Sequence[Sequence[Words]]) -> 
     precisions: list[float] = []
     for n in range(1, LONGEST + 1):
         matches = np.array([clipped_matches(*pair, n) for pair in pairs])  # [images 2]
-        found, made = matches.sum(axis=0).tolist()
-        if not found:
+        matched, total = matches.sum(axis=0).tolist()
+        if not matched:
             return 0.0
-        precisions.append(found / made)
+        precisions.append(matched / total)
     length = sum(len(candidate) for candidate, _ in pairs)
-    wanted = sum(_closest(len(candidate), captions) for candidate, captions in pairs)
-    return math.exp(min(0.0, 1 - wanted / length)) * math.prod(precisions) ** (1 / LONGEST)
+    reference_length = sum(_closest(len(candidate), captions) for candidate, captions in pairs)
+    return math.exp(min(0.0, 1 - reference_length / length)) * math.prod(precisions) ** (
+        1 / LONGEST
+    )
 
 
 def _closest(length: int, references: Sequence[Words]) -> int:
@@ -119,11 +124,11 @@ def rouge_l(candidate: Words, references: Sequence[Words], beta: float = ROUGE_B
 def _common_subsequence(a: Words, b: Words) -> int:
     """Return the length of the longest common subsequence, row by row of the usual table."""
     row = [0] * (len(b) + 1)
-    for left in a:
+    for token in a:
         before = row
         row = [0]
         for j, right in enumerate(b):
-            row.append(before[j] + 1 if left == right else max(before[j + 1], row[j]))
+            row.append(before[j] + 1 if token == right else max(before[j + 1], row[j]))
     return row[-1]
 
 

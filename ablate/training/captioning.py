@@ -71,12 +71,12 @@ class Captioner:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Return unit embeddings [n d] of some texts."""
-        found = []
+        parts = []
         for start in range(0, len(texts), BATCH):
             ids = encode(self.tokenizer, texts[start : start + BATCH], self.model.cell.context)
             tokens, lengths = pad(ids, self.model.cell.context)
-            found.append(self.model.encode_text(tokens.to(self.device), lengths.to(self.device)))
-        return torch.cat(found).float().cpu()
+            parts.append(self.model.encode_text(tokens.to(self.device), lengths.to(self.device)))
+        return torch.cat(parts).float().cpu()
 
     def batches(self, images: Sequence[Pixels]) -> Iterator[Tensor]:
         """Iterate over pictures [s s 3] as batches of images [b 3 s s]."""

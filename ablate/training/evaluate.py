@@ -58,22 +58,22 @@ def evaluate(
             images.append(embeddings.image.float().cpu())
             texts.append(embeddings.text.float().cpu())
         groups.append(batch.groups)
-    found: dict[str, float] = {"coca": 0.0}
+    metrics: dict[str, float] = {"coca": 0.0}
     if contrastive:
-        found["contrastive"] = sum(contrastive) / len(contrastive)
-        found["coca"] += recipe.contrastive_weight * found["contrastive"]
+        metrics["contrastive"] = sum(contrastive) / len(contrastive)
+        metrics["coca"] += recipe.contrastive_weight * metrics["contrastive"]
         owners = [*groups]
         for tokens, lengths, owner in further_captions(split, recipe.evaluation_batch):
             with autocast:
                 texts.append(model.encode_text(tokens.to(device), lengths.to(device)).float().cpu())
             owners.append(owner)
-        found |= recalls(*map(torch.cat, (images, texts, groups, owners)))
+        metrics |= recalls(*map(torch.cat, (images, texts, groups, owners)))
     if predictions:
-        found["caption"] = caption / predictions
-        found["perplexity"] = math.exp(min(found["caption"], 700.0))
-        found["coca"] += recipe.caption_weight * found["caption"]
+        metrics["caption"] = caption / predictions
+        metrics["perplexity"] = math.exp(min(metrics["caption"], 700.0))
+        metrics["coca"] += recipe.caption_weight * metrics["caption"]
     model.train()
-    return found
+    return metrics
 
 
 def evaluate_captions(captioner: Captioner, pairs: Pairs, split: str) -> dict[str, float]:
@@ -95,14 +95,14 @@ def recalls(images: Tensor, texts: Tensor, groups: Tensor, owners: Tensor) -> di
     captions'.
     """
     scores = images @ texts.T  # [n m]
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     ways = (("image_to_text", scores, groups, owners), ("text_to_image", scores.T, owners, groups))
     for name, table, asks, answers in ways:
         for k in RECALLS:
             top = table.topk(min(k, len(answers)), dim=1).indices
             hit = (answers[top] == asks[:, None]).any(dim=1)
-            found[f"{name}_recall@{k}"] = float(hit.double().mean())
-    return found
+            metrics[f"{name}_recall@{k}"] = float(hit.double().mean())
+    return metrics
 
 
 def references(train: EncodedSplit, held_out: EncodedSplit, recipe: Recipe) -> dict[str, float]:
@@ -117,7 +117,7 @@ def references(train: EncodedSplit, held_out: EncodedSplit, recipe: Recipe) -> d
         if full
     ]
     counts = Counter(t for captions in train.ids for ids in captions for t in ids[1:])
-    wanted = [t for captions in held_out.ids for t in captions[0][1:]]
-    total = sum(counts.values()) + len(counts.keys() | set(wanted))
-    nats = -sum(math.log((counts[t] + 1) / total) for t in wanted) / len(wanted)
+    tokens = [t for captions in held_out.ids for t in captions[0][1:]]
+    total = sum(counts.values()) + len(counts.keys() | set(tokens))
+    nats = -sum(math.log((counts[t] + 1) / total) for t in tokens) / len(tokens)
     return {"contrastive": sum(chances) / len(chances), "perplexity": math.exp(nats)}

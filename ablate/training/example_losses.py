@@ -56,10 +56,10 @@ def _caption_losses(states: Tensor, head: Tensor, batch: Batch) -> Tensor:
     return torch.stack(means).float() * (batch.lengths - 1)
 
 
-def write_examples(found: dict[str, Tensor], folder: Path) -> None:
+def write_examples(losses: dict[str, Tensor], folder: Path) -> None:
     """Write the losses into a stage's folder, whole or not at all."""
     with atomic(folder / EXAMPLES_FILE) as temporary:
-        temporary.write_bytes(save({k: v.contiguous() for k, v in found.items()}))
+        temporary.write_bytes(save({k: v.contiguous() for k, v in losses.items()}))
 
 
 @torch.no_grad()

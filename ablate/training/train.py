@@ -116,7 +116,7 @@ class Training:
     def steps(self) -> Iterator[Metrics]:
         """Train to the end; yield the step's metrics at about 50 points and at each evaluation."""
         recipe, state = self.recipe, self.state
-        every = max(1, recipe.steps // CURVE_POINTS)
+        interval = max(1, recipe.steps // CURVE_POINTS)
         evaluations = {
             round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)
         }
@@ -124,13 +124,13 @@ class Training:
             began = time.perf_counter()
             metrics = self.step()
             state.step += 1
-            logged = state.step % every == 0 or state.step in evaluations
-            shown = {f"train/{k}": v for k, v in metrics.items()} if logged else {}
+            logged = state.step % interval == 0 or state.step in evaluations
+            logged_metrics = {f"train/{k}": v for k, v in metrics.items()} if logged else {}
             if state.step in evaluations:
-                shown |= {f"val/{k}": v for k, v in self.validate().items()}
+                logged_metrics |= {f"val/{k}": v for k, v in self.validate().items()}
             state.seconds += time.perf_counter() - began
             if logged:
-                yield {"step": state.step, "seconds": state.seconds, **shown}
+                yield {"step": state.step, "seconds": state.seconds, **logged_metrics}
 
     def out_of_patience(self, evaluations: set[int]) -> bool:
         """Return whether the last ``patience`` evaluations, by their steps, were no better."""
@@ -166,18 +166,20 @@ class Training:
 
         The number of parts changes memory and time, not the losses: captioning weighs all tokens of
         the batch alike, and every pair contrasts with the whole batch. Dropout draws other masks,
-        and a block's own auxiliary loss is the mean of the parts'.
+        and a block's ours auxiliary loss is the mean of the parts'.
         """
         predicted = int(batch.lengths.sum()) - len(batch.lengths)
-        n, own = self.parts, Batch(*(t.chunk(world_size())[rank()] for t in batch))
-        parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in own), strict=True)]
+        n, ours = self.parts, Batch(*(t.chunk(world_size())[rank()] for t in batch))
+        parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in ours), strict=True)]
         totals: dict[str, float] = {}
         slopes: list[Embeddings | None] = [None] * n
         whole: dict[str, float] = {}
         if n > 1 and self.weights["contrastive"]:
             embed = [functools.partial(self.embed, i, part) for i, part in enumerate(parts)]
-            value, found = contrastive_gradients(embed, lambda e: contrast_share(e, own.groups))
-            whole, slopes = {"contrastive": float(value)}, [*found]
+            value, gradients = contrastive_gradients(
+                embed, lambda e: contrast_share(e, ours.groups)
+            )
+            whole, slopes = {"contrastive": float(value)}, [*gradients]
         for i, (part, slope) in enumerate(zip(parts, slopes, strict=True)):
             losses = self.losses(i, part, slope, predicted)
             loss = sum(self.weights.get(name, 1.0) * value for name, value in losses.items())
@@ -211,7 +213,7 @@ class Training:
         """
         self.seed_dropout(number)
         contrast, caption = (self.weights[name] > 0 for name in ("contrastive", "caption"))
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         with self.autocast:
             out = self.model(*part[:3], contrast=contrast, caption=caption)
             if out.states is not None:
@@ -219,15 +221,15 @@ class Training:
                 mean = captioning_loss(
                     out.states, self.model.head, part.tokens, part.lengths, smoothing=smoothing
                 )
-                found["caption"] = mean * (int(part.lengths.sum()) - len(part.lengths)) / predicted
+                losses["caption"] = mean * (int(part.lengths.sum()) - len(part.lengths)) / predicted
         if out.embeddings is not None and slope is None:
-            found["contrastive"] = contrast_share(out.embeddings, part.groups)
+            losses["contrastive"] = contrast_share(out.embeddings, part.groups)
         elif out.embeddings is not None and slope is not None:
-            found["contrastive"] = surrogate_loss(out.embeddings, slope)
+            losses["contrastive"] = surrogate_loss(out.embeddings, slope)
         for name, value in collect_auxiliary_losses(self.model).items():
             refuse_parts(self.recipe, "a block's auxiliary loss")
-            found[f"auxiliary/{name}"] = value / (self.parts * world_size())
-        return found
+            losses[f"auxiliary/{name}"] = value / (self.parts * world_size())
+        return losses
 
     def validate(self) -> Metrics:
         """Evaluate on the validation split and remember the model if it is the best so far.
@@ -275,12 +277,12 @@ class Training:
         last = {} if self.state.best_step == self.state.step else self.evaluate_split("test")
         self.model.load_state_dict(self.state.best_model)
         metrics = self.evaluate_split("test", self.examples)
-        found = {f"last/{k}": v for k, v in (last or metrics).items()}
+        metrics_of_last = {f"last/{k}": v for k, v in (last or metrics).items()}
         if self.trial.cell.captions:
             captioner = Captioner(self.model, self.data.tokenizer)
             metrics |= evaluate_captions(captioner, self.data.pairs, "test")
-        found |= {f"test/{k}": v for k, v in metrics.items()}
-        return {**found, **ran}
+        metrics_of_last |= {f"test/{k}": v for k, v in metrics.items()}
+        return {**metrics_of_last, **ran}
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint, whole or not at all."""

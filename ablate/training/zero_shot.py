@@ -82,11 +82,11 @@ def read_folder(path: str | Path) -> tuple[list[Path], list[int], list[str]]:
     files: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.iterdir() if _is_image(p))
-        if not found:
+        pictures = sorted(p for p in folder.iterdir() if _is_image(p))
+        if not pictures:
             raise UsageError(f"no image in {folder} (known: .{', .'.join(IMAGE_SUFFIXES)})")
-        files += found
-        labels += [label] * len(found)
+        files += pictures
+        labels += [label] * len(pictures)
     return files, labels, names
 
 
