@@ -176,6 +176,19 @@ def test_importing_the_library_stays_light(package: str) -> None:
     assert shown.stderr == ""
 
 
+# Participles as names say what was done to a value, not what it is.
+SAYS_NOTHING = {"found", "every", "left", "known", "own", "given", "wanted", "shown", "made"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_variables_say_what_they_hold(room: str) -> None:
+    for path in (ROOT / "ablate" / room).rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        arguments = {n.arg for n in nodes if isinstance(n, ast.arg)}
+        assert not (stored | arguments) & SAYS_NOTHING, path
+
+
 def test_files_stay_short() -> None:
     assert {str(p): n for p in FILES if (n := len(p.read_text().splitlines())) > 400} == {}
 

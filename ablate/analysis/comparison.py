@@ -24,14 +24,14 @@ class StudySummary:
     name: str
     plan: Plan
     losses: dict[str, Losses]  # by metric, as `ablate.analysis.losses.stage_losses` names them
-    found: StudyResults
+    results: StudyResults
     ledger: Ledger
     torch: str
 
     @property
     def effects(self) -> Effects:
         """Return the study's own effects, as its report has them."""
-        return {(e.contrast, e.metric): e for e in self.found.effects}
+        return {(e.contrast, e.metric): e for e in self.results.effects}
 
     @property
     def pairs(self) -> set[int]:

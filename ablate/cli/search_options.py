@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ablate.cli.run_options import RunOptions
-from ablate.search.request import FOUND, KEEP, METHODS, OVER, Budget, Request
+from ablate.search.request import FOUND, KEEP, METHODS, OVER, Request, SearchSize
 from blocks import UsageError
 from blocks.errors import unknown
 
@@ -40,7 +40,7 @@ def read_request(options: RunOptions) -> Request | None:
     }
     return Request(
         over=over,
-        budget=Budget(**{name: count for name, count in sizes.items() if count is not None}),
+        budget=SearchSize(**{name: count for name, count in sizes.items() if count is not None}),
         space=options.search_space,
         keep=KEEP if options.search_keep is None else options.search_keep,
     )

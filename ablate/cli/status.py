@@ -14,7 +14,7 @@ from ablate.analysis.losses import needed_trials, race_so_far
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import STUDY_FILE, read_plan
-from ablate.core.search_results import RECORD, best, read_outcomes
+from ablate.core.search_results import SEARCH_FILE, best, read_outcomes
 from ablate.core.trial import Stage, Trial
 from ablate.driver.console import make_console
 
@@ -38,7 +38,7 @@ def status(study: Path) -> dict[str, Any]:
     is searched for, there is only what its search has found.
     """
     state = {"study": str(study), "running": _is_locked(study), "search": _of_search(study)}
-    if (study / RECORD).exists() and not (study / STUDY_FILE).exists():
+    if (study / SEARCH_FILE).exists() and not (study / STUDY_FILE).exists():
         return {**state, "grid": "", "decides": "", "trials": []}
     plan, ledger = read_plan(study), Ledger(study)
     race = race_so_far(plan, ledger) if plan.looks else None

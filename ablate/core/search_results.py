@@ -14,7 +14,7 @@ from ablate.core.stored import from_json
 from assemblies import CoCaConfig
 from blocks import KINDS, UsageError
 
-RECORD = "search.json"
+SEARCH_FILE = "search.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +51,25 @@ class Outcome:
         return f"walk {self.number}"
 
 
-Found = dict[str, list[Outcome]]  # by subject, in the order they were asked for
+SearchOutcomes = dict[str, list[Outcome]]  # by subject, in the order they were asked for
 
 
-def write_outcomes(by_subject: Found, directory: Path) -> None:
+def write_outcomes(by_subject: SearchOutcomes, directory: Path) -> None:
     """Write all outcomes as plain data, for readers that have no Optuna."""
     rows = [asdict(outcome) for outcomes in by_subject.values() for outcome in outcomes]
-    write_json(directory / RECORD, rows)
+    write_json(directory / SEARCH_FILE, rows)
 
 
-def read_outcomes(directory: Path) -> Found:
+def read_outcomes(directory: Path) -> SearchOutcomes:
     """Return what a study's searches have found so far: nothing where there were none."""
-    path = directory / RECORD
+    path = directory / SEARCH_FILE
     if not path.exists():
         return {}
     try:
         outcomes: list[Outcome] = from_json(list[Outcome], path.read_bytes())
     except UsageError as error:
         raise UsageError(f"{str(path)!r} is not one of ours ({error})") from None
-    by_subject: Found = {}
+    by_subject: SearchOutcomes = {}
     for outcome in outcomes:
         by_subject.setdefault(outcome.subject, []).append(outcome)
     return by_subject
@@ -98,15 +98,15 @@ def ranking(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [outcome for outcome in done if first[outcome.cell] is outcome]
 
 
-BASE = "grr"  # where a walk starts
+BASE_CELL = "grr"  # where a walk starts
 
-FOLDER = "search"  # of a walk's own report, in the study's directory
+BLOCK_SEARCH_FOLDER = "search"  # of a walk's own report, in the study's directory
 
 
 def name_of(cell: CoCaConfig, base: CoCaConfig) -> str:
     """Return a walk's cell by its base and each slot that differs from that."""
     slots = [kind for kind in KINDS if getattr(cell.image, kind) != getattr(base.image, kind)]
-    return " ".join([BASE, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
+    return " ".join([BASE_CELL, *(f"{kind}={getattr(cell.image, kind)}" for kind in slots)])
 
 
 def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
@@ -114,8 +114,8 @@ def trials_left(plan: Plan, ledger: Ledger) -> dict[str, int]:
     if not plan.search:
         return {}
     outcomes, seeds = read_outcomes(ledger.directory), len(plan.search["seeds"])
-    walks = plan.search["over"] == "blocks"
-    names = {name: "blocks" if walks else name for name in plan.costs if name != plan.again}
+    over_blocks = plan.search["over"] == "blocks"
+    names = {name: "blocks" if over_blocks else name for name in plan.costs if name != plan.again}
     trainings = {
         name: plan.search["trials"] - len(outcomes.get(subject, []))
         for name, subject in names.items()

@@ -146,9 +146,9 @@ class LiveTable(Progress):
         decides: str = DECIDES,
     ) -> None:
         super().__init__(trials, done, decides)
-        self.every = sorted([*done, *trials], key=lambda trial: trial.seed)
-        self.cells = list(dict.fromkeys(trial.name for trial in self.every))
-        self.seeds = sorted({trial.seed for trial in self.every})
+        self.all_trials = sorted([*done, *trials], key=lambda trial: trial.seed)
+        self.cells = list(dict.fromkeys(trial.name for trial in self.all_trials))
+        self.seeds = sorted({trial.seed for trial in self.all_trials})
         self.live = Live(
             console=console, get_renderable=self.drawn, refresh_per_second=2, transient=True
         )
@@ -176,7 +176,7 @@ class LiveTable(Progress):
         for title in ("done", "mean") if wide else [f"seed {seed}" for seed in self.seeds]:
             table.add_column(title, justify="right", min_width=7)
         for cell in self.cells[:MOST_ROWS]:
-            by_seed = {trial.seed: trial for trial in self.every if trial.name == cell}
+            by_seed = {trial.seed: trial for trial in self.all_trials if trial.name == cell}
             table.add_row(cell, *(self._many(by_seed) if wide else self._each(by_seed)))
         if len(self.cells) > MOST_ROWS:
             table.add_row(f"... {len(self.cells) - MOST_ROWS} more", style="dim")

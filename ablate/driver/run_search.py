@@ -19,7 +19,14 @@ from ablate.core.ledger import Ledger
 from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from ablate.core.provenance import launch_note
-from ablate.core.search_results import BASE, RECORD, Found, best, ranking, write_outcomes
+from ablate.core.search_results import (
+    BASE_CELL,
+    SEARCH_FILE,
+    SearchOutcomes,
+    best,
+    ranking,
+    write_outcomes,
+)
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import Trial
 from ablate.driver.console import warn
@@ -27,12 +34,12 @@ from ablate.driver.progress import JsonLines, Progress
 from ablate.driver.run_study import DONE, INTERRUPTED, SOME_FAILED, Launch, run_study, tell_where
 from ablate.execution.ray_cluster import session
 from ablate.planning.plan_text import describe
-from ablate.report.block_search import write_walk
+from ablate.report.block_search import write_block_search
 from ablate.search.blocks import (
-    Walked,
+    BlockSearch,
     found_grid,
     reached,
-    walk,
+    search_blocks,
 )
 from ablate.search.engine import NothingFoundError
 from ablate.search.recipes import tune
@@ -77,19 +84,19 @@ def run_searched(searching: Searching, plan: Plan) -> int:
 
 
 def _run_searched(searching: Searching, plan: Plan) -> int:
-    walks = searching.request.over == "blocks"
+    over_blocks = searching.request.over == "blocks"
     try:
-        searched = (walked_plan if walks else tuned_plan)(searching, plan)
+        searched = (block_search_plan if over_blocks else tuned_plan)(searching, plan)
     except NothingFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return SOME_FAILED
     if searched is None:
         searching.say("stopped in a search; the same command goes on from here", style="yellow")
         return INTERRUPTED
-    if walks and not searching.confirms:
+    if over_blocks and not searching.confirms:
         propose(searched, searching)
         return DONE
-    if walks:
+    if over_blocks:
         searching.say(f"\n{describe(searched)}\n")
     return run_study(searched, searching.ledger, searching.launch, searching.console)
 
@@ -117,7 +124,7 @@ def tuned_plan(searching: Searching, plan: Plan) -> Plan | None:
     return tuned
 
 
-def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
+def block_search_plan(searching: Searching, plan: Plan) -> Plan | None:
     """Walk through blocks and return the plan that confirms the best cells, or None if interrupted.
 
     The walk's report is in the study's folder ``search``; if no study follows, MLflow has the walk.
@@ -128,24 +135,24 @@ def walked_plan(searching: Searching, plan: Plan) -> Plan | None:
             before = read_plan(ledger.directory).contrasts
             refuse_other_study(replace(plan, contrasts=before), ledger)
         with running(searching, frozenset()) as (run, tell):
-            walked = walk(plan, request.budget, ledger, registry, run, tell)
-        if walked is None:
+            block_search = search_blocks(plan, request.budget, ledger, registry, run, tell)
+        if block_search is None:
             return None
-        design = functools.partial(found_grid, walked.outcomes, request.keep)
+        design = functools.partial(found_grid, block_search.outcomes, request.keep)
         confirming = replace(searching.replan(design), search=plan.search)
         command = searching.confirming(confirming.seeds)
-        parameters = _parameters(walked, plan, registry)
-        written = write_walk(
+        parameters = _parameters(block_search, plan, registry)
+        written = write_block_search(
             plan,
-            walked.outcomes,
-            walked.importances,
+            block_search.outcomes,
+            block_search.importances,
             parameters,
             command,
             ledger.directory,
         )
         if not searching.confirms:  # otherwise the study logs it
-            log_walk(plan, ledger, searching.launch, written)
-    for outcome in ranking(walked.outcomes)[: 2 * request.keep]:
+            log_block_search(plan, ledger, searching.launch, written)
+    for outcome in ranking(block_search.outcomes)[: 2 * request.keep]:
         searching.say(f"{outcome.short}: validation CoCa loss {outcome.loss:.4f}: {outcome.cell}")
     searching.say("That is exploratory: one seed, and the luckiest of many.")
     if not searching.confirms:
@@ -161,7 +168,7 @@ def propose(plan: Plan, searching: Searching) -> None:
     searching.say(f"to confirm the best cells on seeds that the walk has not seen:\n{command}")
 
 
-def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:
+def log_block_search(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) -> None:
     """Write a walk that no study follows to MLflow: its trials and its report."""
     with Tracker(
         plan,
@@ -174,19 +181,19 @@ def log_walk(plan: Plan, ledger: Ledger, launch: Launch, paths: Sequence[Path]) 
         tracker.close([], paths, [])
 
 
-def _parameters(walked: Walked, plan: Plan, registry: Registry) -> dict[str, int]:
-    base, counted = plan.cells[BASE], {}
-    for outcome in ranking(walked.outcomes):
+def _parameters(block_search: BlockSearch, plan: Plan, registry: Registry) -> dict[str, int]:
+    base, counted = plan.cells[BASE_CELL], {}
+    for outcome in ranking(block_search.outcomes):
         with torch.device("meta"):
             model = CoCa(reached(outcome.values, base, registry), registry=registry)
         counted[outcome.cell] = count_parameters(model)
-    return counted | {BASE: plan.costs[BASE].parameters}
+    return counted | {BASE_CELL: plan.costs[BASE_CELL].parameters}
 
 
 @contextmanager
 def running(
     searching: Searching, fields: frozenset[str]
-) -> Iterator[tuple[Callable[[list[Trial]], None], Callable[[Found], None]]]:
+) -> Iterator[tuple[Callable[[list[Trial]], None], Callable[[SearchOutcomes], None]]]:
     """Yield how a search trains trials, by the study's executor, and how it tells what it found.
 
     There is a record of it from the start, by which `ablate.cli.status` knows that it runs.
@@ -198,13 +205,13 @@ def running(
     progress = _progress(launch.output, fields, searching.console)
     if resources.note:
         warn(resources.note)
-    if not (ledger.directory / RECORD).exists():
+    if not (ledger.directory / SEARCH_FILE).exists():
         write_outcomes({}, ledger.directory)
 
     def run(trials: list[Trial]) -> None:
         execute(trials, ledger, plugins=launch.plugins, resources=resources, watchers=(progress,))
 
-    def tell(outcomes: Found) -> None:
+    def tell(outcomes: SearchOutcomes) -> None:
         write_outcomes(outcomes, ledger.directory)
         leading = [(name, best(trials)) for name, trials in outcomes.items()]
         words = [f"{name} {one.loss:.4f}" for name, one in leading if one is not None]

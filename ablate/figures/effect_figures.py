@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
 from ablate.analysis.results import StudyResults
 from ablate.core.grid import Contrast
-from ablate.core.metrics import FINETUNED, METRICS, Metric, compared
+from ablate.core.metrics import METRICS, Metric, compared
 from ablate.core.plan import Plan
-from ablate.core.search_results import read_outcomes
-from ablate.figures.cell_figures import cost_against_quality, curves
-from ablate.figures.search_figures import history
 from ablate.figures.style import (
     CANDIDATE,
-    DRAWINGS,
     IMPROVED,
     INK,
     LINE,
@@ -32,7 +27,6 @@ from ablate.figures.style import (
     Drawing,
     despine,
     new_figure,
-    save_all,
     verdict_ink,
     verdict_mark,
     with_style,
@@ -41,22 +35,6 @@ from ablate.stats.effects import Effect
 from ablate.stats.factorial import Attribution, Part
 
 MOST_PANELS = 6  # of an interaction plot: four swaps; more pairs are in the table only
-
-
-def draw_figures(plan: Plan, folder: Path, results: StudyResults) -> list[Path]:
-    """Draw all figures that the study has data for, each as PNG and SVG; returns their paths."""
-    drawings: dict[str, Callable[[], Drawing | None]] = {
-        "effects": lambda: forest(plan, results),
-        "effects-finetuned": lambda: forest(plan, results, FINETUNED),
-        "slopes": lambda: slopes(plan, results),
-        "shapley": lambda: shapley(results),
-        "interactions": lambda: interactions(plan, results),
-        "curves": lambda: curves(plan, results),
-        "cost": lambda: cost_against_quality(plan, results),
-        "search": lambda: history(read_outcomes(folder)) if plan.tuned else None,
-    }
-    assert tuple(drawings) == DRAWINGS
-    return save_all(drawings, folder)
 
 
 @with_style

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ablate.core.search_results import Found, Outcome, best_so_far
+from ablate.core.search_results import Outcome, SearchOutcomes, best_so_far
 from ablate.figures.style import INK, MUTED, SERIES, Drawing, despine, new_figure, with_style
 
 MOST_NAMED = len(SERIES)  # further searches are drawn in grey and not named
 
 
 @with_style
-def history(outcomes_of: Found) -> Drawing | None:
+def history(outcomes_of: SearchOutcomes) -> Drawing | None:
     """Return the validation loss of every search trial, and as a line the lowest so far.
 
     That is quality as a function of the budget (arXiv 1909.03004). Trials without a result are

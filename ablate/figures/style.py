@@ -155,17 +155,3 @@ def save_all(drawings: Mapping[str, Callable[[], Drawing | None]], folder: Path)
             else:
                 paths.append(save(figure, path))
     return paths
-
-
-# The stems of `ablate.figures.effect_figures`, which are drawn for each report: the only SVGs
-# that a page takes in as they are. Any other file of that kind may be a stranger's.
-DRAWINGS = (
-    "effects",
-    "effects-finetuned",
-    "slopes",
-    "shapley",
-    "interactions",
-    "curves",
-    "cost",
-    "search",
-)

@@ -1,4 +1,4 @@
-"""Measures what a trial takes, from a few of its own steps: `python -m ablate.probe`.
+"""Measures what a trial takes, from a few of its own steps: `python -m ablate.planning.probe`.
 
 Reads jobs from standard input, one JSON object a line, and answers each with one line. Every job
 runs in a fork of this process, so that torch is imported once and the peak memory is the job's own.
@@ -179,6 +179,6 @@ def _wait() -> None:
 
 
 if __name__ == "__main__":
-    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a plugin prints is no answer
-    answer(sys.stdin, own)
+    answer(sys.stdin, answers)

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ablate.core.plan import Plan
-from ablate.core.search_results import FOLDER, Outcome, ranking
+from ablate.core.search_results import BLOCK_SEARCH_FOLDER, Outcome, ranking
 from ablate.figures.search_figures import history, importance
 from ablate.figures.style import save_all
 from ablate.report.build import write_document
 from ablate.report.document import Document, Picture, Section, Table
 from ablate.report.render import markdown
-from ablate.report.search_section import walk_words
+from ablate.report.search_section import block_search_words
 
 MOST_ROWS = 20
 LIMITS = (
@@ -22,7 +22,7 @@ LIMITS = (
 )
 
 
-def write_walk(
+def write_block_search(
     plan: Plan,
     outcomes: Sequence[Outcome],
     importances: Mapping[str, float],
@@ -34,7 +34,7 @@ def write_walk(
 
     ``parameters`` are those of cells by name, ``command`` is what confirms the walk.
     """
-    folder = study / FOLDER
+    folder = study / BLOCK_SEARCH_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     drawings = {
         "history": lambda: history({"blocks": list(outcomes)}),
@@ -88,7 +88,7 @@ def walk_document(
                 ],
             ),
             *([Section(title="Trials without a result", items=items)] if lost else []),
-            Section(title="Methods", paragraphs=[walk_words(plan.search), LIMITS]),
+            Section(title="Methods", paragraphs=[block_search_words(plan.search), LIMITS]),
         ],
     )
 

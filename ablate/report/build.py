@@ -17,8 +17,9 @@ from ablate.analysis.results import StudyResults, effects_csv, make_results
 from ablate.core.files import write_text
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
+from ablate.figures.catalogue import FIGURES
 from ablate.report.cells import cells_section
-from ablate.report.document import Document, Section
+from ablate.report.document import Document, Picture, Section
 from ablate.report.effect_sections import (
     attribution_section,
     captions_section,
@@ -56,7 +57,7 @@ def make_report(plan: Plan, ledger: Ledger, results: StudyResults) -> Document:
         methods_section(plan),
         provenance_section(plan, ledger),
     ]
-    present = [_with_pictures_of(section, ledger.directory) for section in sections]
+    present = [_with_figures(section, plan, ledger.directory) for section in sections]
     return Document(
         title=f"Study {ledger.directory.resolve().name}: grid {plan.grid}",
         banner=banner(plan, results),
@@ -65,9 +66,15 @@ def make_report(plan: Plan, ledger: Ledger, results: StudyResults) -> Document:
     )
 
 
-def _with_pictures_of(section: Section, directory: Path) -> Section:
-    """Return a section without the pictures that the directory does not have."""
-    present = [p for p in section.pictures if (directory / f"{p.stem}.png").exists()]
+def _with_figures(section: Section, plan: Plan, directory: Path) -> Section:
+    """Return a section with its figures, and of all pictures those that the directory has."""
+    figures = [
+        Picture(stem=figure.stem, caption=figure.caption(plan))
+        for figure in FIGURES
+        if figure.section == section.title
+    ]
+    pictures = [*figures, *section.pictures]
+    present = [p for p in pictures if (directory / f"{p.stem}.png").exists()]
     return replace(section, pictures=present)
 
 
@@ -88,7 +95,7 @@ def texts(document: Document, results: StudyResults) -> dict[str, str]:
 
 def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, StudyResults, list[Path]]:
     """Write the report and its figures into the study; returns them and all paths, report first."""
-    from ablate.figures.effect_figures import draw_figures
+    from ablate.figures.catalogue import draw_figures
 
     results = make_results(plan, ledger)
     try:

@@ -17,8 +17,8 @@ from ablate.core.files import atomic
 from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, read_plan
 from ablate.core.records import EXAMPLES_FILE as EXAMPLES
-from ablate.core.search_results import FOLDER, RECORD
-from ablate.figures.style import DRAWINGS
+from ablate.core.search_results import BLOCK_SEARCH_FOLDER, SEARCH_FILE
+from ablate.figures.catalogue import DRAWINGS
 from ablate.report.build import write_report
 from ablate.report.verify_bundle import ENVIRONMENT, MANIFEST
 from assemblies.checkpoint import CONFIG
@@ -51,7 +51,7 @@ def _files(study: Path) -> Iterator[Path]:
     """Yield the study's files that its report is made of, and the report."""
     plan, ledger = read_plan(study), Ledger(study)
     yield study / STUDY_FILE
-    search = (RECORD, f"{FOLDER}/*")
+    search = (SEARCH_FILE, f"{BLOCK_SEARCH_FOLDER}/*")
     drawings = [f"{stem}.svg" for stem in DRAWINGS]
     for pattern in ("report.*", "effects.csv", "table.tex", "*.png", *drawings, *search):
         yield from sorted(study.glob(pattern))

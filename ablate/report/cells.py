@@ -10,7 +10,7 @@ from ablate.analysis.results import StudyResults
 from ablate.core.metrics import METRICS, SELECTION
 from ablate.core.plan import Plan
 from ablate.core.trial import Stage
-from ablate.report.document import Picture, Section, Table
+from ablate.report.document import Section, Table
 
 SELECTED = f"the checkpoint with the lowest validation {METRICS[SELECTION].label}, tested once"
 
@@ -39,19 +39,6 @@ def cells_section(plan: Plan, results: StudyResults) -> Section:
                 for stage in plan.stages
             ),
             _cost_table(plan, results.seconds),
-        ],
-        pictures=[
-            Picture(
-                stem="curves",
-                caption="How cells learn: means over seeds, with bands from the lowest seed to the "
-                "highest for the primary contrast. Below, each seed is compared with the "
-                "reference's of the same seed at the same step.",
-            ),
-            Picture(
-                stem="cost",
-                caption="Cost against quality: mean and 95% interval over seeds, cells numbered "
-                "from the best one on. Points of equal cost are moved aside.",
-            ),
         ],
     )
 

@@ -56,7 +56,7 @@ def compare_studies(first: Path, second: Path) -> Document:
     return Document(
         title=f"{a.name} and {b.name}",
         banner="; ".join(
-            f"{s.name}: {words}" for s in (a, b) if (words := banner(s.plan, s.found))
+            f"{s.name}: {words}" for s in (a, b) if (words := banner(s.plan, s.results))
         ),
         opening=_opening(a, b, differing, alike or shared, pooled),
         sections=[
@@ -72,7 +72,7 @@ def _problems(side: StudySummary) -> list[Section]:
     """Return what is missing or doubtful in one of the studies, under its name."""
     return [
         dataclasses.replace(section, title=f"{section.title}: {side.name}")
-        for section in problems_section(side.plan, side.ledger, side.found)
+        for section in problems_section(side.plan, side.ledger, side.results)
     ]
 
 

@@ -16,11 +16,6 @@ from ablate.stats.factorial import Attribution, Part
 from ablate.stats.race import FUTILE_WORD
 from ablate.stats.tests_and_intervals import ALPHA
 
-FOREST = (
-    "every contrast's improvement with its 95% interval. A filled point is a clear effect, a "
-    "square is equivalent, a hollow point is not clear; arrows go on beyond the picture."
-)
-
 
 def paper_section(plan: Plan, results: StudyResults) -> list[Section]:
     """Return the paper's table, where the study has its contrast: claimed and measured."""
@@ -70,16 +65,11 @@ def effects_section(plan: Plan, results: StudyResults) -> Section:
     """Return every contrast's effect in the first stage, and in the mean over fine-tunings."""
     first, *later = plan.stages
     tables = [_effect_table(plan, results, f"Effects: {first.name}", "")]
-    pictures = [Picture(stem="effects", caption=f"{first.name}: {FOREST}")]
     if later:
         tables.append(_effect_table(plan, results, "Effects: mean of the fine-tunings", FINETUNED))
-        caption = f"Mean of the fine-tunings: {FOREST}"
-        pictures.append(Picture(stem="effects-finetuned", caption=caption))
     race = " that hold at every look of the race" if plan.looks else ""
     several = any(len(contrast.pairs) > 1 for contrast in plan.contrasts)
     averages = " A main effect averages the settings of the other swaps." if several else ""
-    slopes = "The primary contrast seed by seed: where lines run alike, pairing by seed gains most."
-    pictures.append(Picture(stem="slopes", caption=slopes))
     return Section(
         title="Effects",
         paragraphs=[
@@ -92,7 +82,6 @@ def effects_section(plan: Plan, results: StudyResults) -> Section:
             f"{averages}",
         ],
         tables=tables,
-        pictures=pictures,
     )
 
 
@@ -144,15 +133,6 @@ def attribution_section(plan: Plan, results: StudyResults) -> list[Section]:
                 "number: verdicts go by the table of effects."
             ],
             tables=[_shapley_table(results), _terms_table(results)],
-            pictures=[
-                Picture(stem="shapley", caption="Each swap's share of the gain"),
-                Picture(
-                    stem="interactions",
-                    caption="Each swap's gain without and with another one. Parallel lines add up; "
-                    "the dashed one shows where they would lead. Lines up and down are 95% "
-                    "intervals.",
-                ),
-            ],
         )
     ]
 

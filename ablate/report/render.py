@@ -14,7 +14,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from ablate.figures.style import DRAWINGS, INKS
+from ablate.figures.catalogue import DRAWINGS
+from ablate.figures.style import INKS
 from ablate.report.document import Document, Picture, Section, Table
 
 TEMPLATES = Path(__file__).parent / "templates"

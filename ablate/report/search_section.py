@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablate.core.plan import Plan
-from ablate.core.search_results import BASE, FOLDER, name_of
-from ablate.report.document import Picture, Section, Table
+from ablate.core.search_results import BASE_CELL, BLOCK_SEARCH_FOLDER, name_of
+from ablate.report.document import Section, Table
 
 
-def walk_words(search: Mapping[str, Any]) -> str:
+def block_search_words(search: Mapping[str, Any]) -> str:
     """Return in words how a walk was done."""
     return (
         f"Optuna's TPE chose the block of each slot of the image tower, and its swept options, "
@@ -27,11 +27,12 @@ def search_section(plan: Plan) -> list[Section]:
         return []
     if plan.search["over"] == "blocks":
         words = [
-            walk_words(plan.search),
+            block_search_words(plan.search),
             f"The best {plan.search['keep']} cells were then trained from the seeds of this study, "
-            f"which the walk has not seen. The walk's own report is in the folder {FOLDER}.",
+            "which the walk has not seen. The walk's own report is in the folder "
+            f"{BLOCK_SEARCH_FOLDER}.",
         ]
-        base, cells = plan.cells[BASE], plan.cells.items()
+        base, cells = plan.cells[BASE_CELL], plan.cells.items()
         rows = [(name, name_of(cell, base)) for name, cell in cells if cell != base]
         table = Table(title="Cells", header=("cell", "blocks of the image tower"), rows=rows)
         return [Section(title="Where the cells come from", paragraphs=words, tables=[table])]
@@ -46,10 +47,7 @@ def search_section(plan: Plan) -> list[Section]:
         f"Space: {search['space']}. Another batch takes as many more or fewer steps, so that all "
         "cells see equally many pairs.",
     ]
-    picture = Picture(stem="search", caption="Validation loss by search trials spent on each cell.")
-    return [
-        Section(title="Tuning", paragraphs=words, tables=[_tuning_table(plan)], pictures=[picture])
-    ]
+    return [Section(title="Tuning", paragraphs=words, tables=[_tuning_table(plan)])]
 
 
 def _tuning_table(plan: Plan) -> Table:

@@ -19,10 +19,10 @@ from ablate.core.files import digest
 from ablate.core.grid import Grid, against
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
-from ablate.core.search_results import BASE, Found, Outcome, name_of, ranking
+from ablate.core.search_results import BASE_CELL, Outcome, SearchOutcomes, name_of, ranking
 from ablate.core.trial import Trial
 from ablate.search.engine import NothingFoundError, Subject, search, search_trials
-from ablate.search.request import FOUND, Budget
+from ablate.search.request import FOUND, SearchSize
 from assemblies import CoCaConfig, cost, normalise, with_field
 from assemblies.cost import explain, require_backends
 from blocks import KINDS, BlockSpec, Registry, Unsupported, UsageError, parse
@@ -33,21 +33,21 @@ PLAIN_TOKENS = 8  # captions of so many tokens are enough to see whether a cell 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walked:
+class BlockSearch:
     """What a walk has found: its outcomes, and how much of their variance each choice explains."""
 
     outcomes: list[Outcome]
     importances: dict[str, float]
 
 
-def walk(
+def search_blocks(
     plan: Plan,
-    budget: Budget,
+    budget: SearchSize,
     ledger: Ledger,
     registry: Registry,
     run: Callable[[list[Trial]], None],
-    tell: Callable[[Found], None],
-) -> Walked | None:
+    tell: Callable[[SearchOutcomes], None],
+) -> BlockSearch | None:
     """Walk from the plan's one cell and return what was found, or None if interrupted.
 
     Raises `NothingFoundError` where no trial has a result.
@@ -59,12 +59,12 @@ def walk(
     outcomes = outcomes_of[subject.name]
     if all(outcome.loss is None for outcome in outcomes):
         raise NothingFoundError(f"no trial of the walk has a result: {outcomes[-1].reason}")
-    return Walked(outcomes=outcomes, importances=importances(outcomes, plan, registry))
+    return BlockSearch(outcomes=outcomes, importances=importances(outcomes, plan, registry))
 
 
-def make_subject(plan: Plan, budget: Budget, registry: Registry) -> Subject:
+def make_subject(plan: Plan, budget: SearchSize, registry: Registry) -> Subject:
     """Return the search of a walk; the base itself is its first trial."""
-    stage, base = plan.stages[0], plan.cells[BASE]
+    stage, base = plan.stages[0], plan.cells[BASE_CELL]
 
     def train(cell: CoCaConfig) -> list[Trial]:
         name = name_of(cell, base)
@@ -155,7 +155,7 @@ def importances(outcomes: Sequence[Outcome], plan: Plan, registry: Registry) -> 
     for outcome in outcomes:
         if outcome.loss is not None:
             asked = optuna.trial.FixedTrial(dict(outcome.values))
-            choose(asked, plan.cells[BASE], registry)
+            choose(asked, plan.cells[BASE_CELL], registry)
             study.add_trial(
                 optuna.trial.create_trial(
                     value=outcome.loss, params=asked.params, distributions=asked.distributions
@@ -179,15 +179,15 @@ def found_grid(
 
     The best of all is the primary contrast.
     """
-    base = cells[BASE]
-    best = [o for o in ranking(outcomes) if o.cell != BASE][:keep]
+    base = cells[BASE_CELL]
+    best = [o for o in ranking(outcomes) if o.cell != BASE_CELL][:keep]
     if not best:
-        raise NothingFoundError(f"the walk has trained no cell but {BASE}")
-    named = {BASE: base} | {o.short: reached(o.values, base, registry) for o in best}
-    contrasts = [against(BASE, outcome.short, named) for outcome in best]
+        raise NothingFoundError(f"the walk has trained no cell but {BASE_CELL}")
+    named = {BASE_CELL: base} | {o.short: reached(o.values, base, registry) for o in best}
+    contrasts = [against(BASE_CELL, outcome.short, named) for outcome in best]
     return Grid(
         name=FOUND,
-        summary=f"the best {len(best)} cells of a walk of {len(outcomes)} trials, and {BASE}",
+        summary=f"the best {len(best)} cells of a walk of {len(outcomes)} trials, and {BASE_CELL}",
         cells=named,
         contrasts=(replace(contrasts[0], primary=True), *contrasts[1:]),
     )

@@ -24,9 +24,9 @@ from ablate.core.files import digest
 from ablate.core.ledger import Ledger
 from ablate.core.metrics import SELECTION
 from ablate.core.recipe import Recipe
-from ablate.core.search_results import Found, Outcome
+from ablate.core.search_results import Outcome, SearchOutcomes
 from ablate.core.trial import SEARCH, TUNING, Trial, make_trial
-from ablate.search.request import Budget
+from ablate.search.request import SearchSize
 from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
 from blocks import Registry, Unsupported, UsageError
@@ -66,7 +66,7 @@ def search_trials(
     name: str,
     cell: CoCaConfig,
     recipe: Recipe,
-    budget: Budget,
+    budget: SearchSize,
     fingerprint: str,
     registry: Registry,
 ) -> list[Trial]:
@@ -82,11 +82,11 @@ def search_trials(
 
 def search(
     subjects: Sequence[Subject],
-    budget: Budget,
+    budget: SearchSize,
     ledger: Ledger,
     run: Callable[[list[Trial]], None],
-    tell: Callable[[Found], None],
-) -> Found | None:
+    tell: Callable[[SearchOutcomes], None],
+) -> SearchOutcomes | None:
     """Give every subject its budget and return what was found, or None if interrupted.
 
     ``run`` trains trials into the ledger; ``tell`` is told after each generation what was found so
@@ -120,7 +120,7 @@ def search(
 
 
 def _ask(
-    subject: Subject, budget: Budget, told: Sequence[FrozenTrial], numbers: range
+    subject: Subject, budget: SearchSize, told: Sequence[FrozenTrial], numbers: range
 ) -> list[Asked]:
     """Return a generation, from what the generations before it have shown."""
     study = optuna.create_study(direction="minimize")

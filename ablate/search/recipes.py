@@ -17,10 +17,10 @@ from ablate.core.files import digest
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
 from ablate.core.recipe import Recipe
-from ablate.core.search_results import Found, Outcome, best
+from ablate.core.search_results import Outcome, SearchOutcomes, best
 from ablate.core.trial import Trial
 from ablate.search.engine import NothingFoundError, Subject, search, search_trials
-from ablate.search.request import Budget
+from ablate.search.request import SearchSize
 from ablate.search.retune import retune
 from ablate.search.space import Space, spell, start, tuned
 from blocks import Registry
@@ -29,12 +29,12 @@ from blocks import Registry
 def tune(
     plan: Plan,
     space: Space,
-    budget: Budget,
+    budget: SearchSize,
     settings: Mapping[str, Any],
     ledger: Ledger,
     registry: Registry,
     run: Callable[[list[Trial]], None],
-    tell: Callable[[Found], None],
+    tell: Callable[[SearchOutcomes], None],
 ) -> Plan | None:
     """Search and return the plan with a recipe for each cell, or None if interrupted.
 
@@ -52,7 +52,9 @@ def tune(
     return replace(retune(plan, recipes, settings, registry), tuned=rows)
 
 
-def make_subjects(plan: Plan, space: Space, budget: Budget, registry: Registry) -> list[Subject]:
+def make_subjects(
+    plan: Plan, space: Space, budget: SearchSize, registry: Registry
+) -> list[Subject]:
     """Return a search per cell; an A/A cell has the recipe of the cell that it repeats."""
     stage = plan.stages[0]
     first = start(space, stage.recipe)

@@ -11,7 +11,7 @@ from ablate.core.grid import Grid
 from ablate.core.ledger import Ledger
 from ablate.core.plan import STUDY_FILE, Plan, read_plan
 from ablate.core.recipe import Recipe, loss_weights
-from ablate.core.search_results import BASE
+from ablate.core.search_results import BASE_CELL
 from ablate.core.trial import MAX_SEEDS, TUNING
 from ablate.data.batches import TrainBatches
 from ablate.data.dataset import open_dataset
@@ -27,7 +27,7 @@ KEEP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class SearchSize:
     """What every search of a study gets alike.
 
     ``trials`` are trained from each of ``seeds`` seeds, and a trial's value is the mean of its best
@@ -62,7 +62,7 @@ class Request:
     """What a command asks of a search: over what, how long, in which space, how many to keep."""
 
     over: str
-    budget: Budget
+    budget: SearchSize
     space: str | None = None
     keep: int = KEEP
 
@@ -74,19 +74,19 @@ class Request:
 
 def base_grid(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
     """Return the grid that a walk starts from: its base alone."""
-    return Grid(name=FOUND, summary="where a walk starts", cells={BASE: cells[BASE]})
+    return Grid(name=FOUND, summary="where a walk starts", cells={BASE_CELL: cells[BASE_CELL]})
 
 
 def declare(request: Request, plan: Plan) -> Plan:
     """Return the plan with the search that it declares."""
     if request.over == "blocks":
-        return replace(plan, search=describe_walk(request.budget, request.keep))
+        return replace(plan, search=describe_block_search(request.budget, request.keep))
     space = request.space_of(plan)
     check_space(space, plan)
     return replace(plan, search=describe_search(space, request.budget, plan.stages[0].recipe))
 
 
-def describe_search(space: Space, budget: Budget, recipe: Recipe) -> dict[str, Any]:
+def describe_search(space: Space, budget: SearchSize, recipe: Recipe) -> dict[str, Any]:
     """Return what is declared of a search, as a plan holds it."""
     return {
         "over": "recipes",
@@ -97,7 +97,7 @@ def describe_search(space: Space, budget: Budget, recipe: Recipe) -> dict[str, A
     }
 
 
-def describe_walk(budget: Budget, keep: int) -> dict[str, Any]:
+def describe_block_search(budget: SearchSize, keep: int) -> dict[str, Any]:
     """Return what is declared of a walk, as the plan that confirms it holds it."""
     return {"over": "blocks", "keep": keep, **budget.described}
 

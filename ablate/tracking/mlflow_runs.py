@@ -54,13 +54,13 @@ class StudyRuns:
         self.plan, self.ledger, self.uri = plan, ledger, absolute_store(uri)
         self.models, self.note = models, note
         self.manifest = ledger.directory / "mlflow.json"
-        self.known: dict[str, Any] = {}
+        self.notes: dict[str, Any] = {}
         self.client: Any = None
 
     @property
     def parent(self) -> str:
         """Return the id of the study's run."""
-        return str(self.known["parent"])
+        return str(self.notes["parent"])
 
     def connect(self, warn: Callable[[str], None]) -> None:
         """Find or create the experiment and the study's run; ``warn`` is told what looks odd."""
@@ -71,12 +71,12 @@ class StudyRuns:
         groups = ("children", "effects", "searches", "artifacts")
         fresh = {"experiment": number, "parent": "", **{name: {} for name in groups}}
         again = noted.get("experiment") == number and is_active(client, noted.get("parent", ""))
-        self.known, self.client = {**fresh, **noted} if again else fresh, client
+        self.notes, self.client = {**fresh, **noted} if again else fresh, client
         if again:
             client.update_run(self.parent, status="RUNNING")
             self._reconcile()
         else:
-            self.known["parent"] = self.create(self.ledger.directory.name, STUDY, {})
+            self.notes["parent"] = self.create(self.ledger.directory.name, STUDY, {})
             self.remember()
         self._describe_study()
         self._offer_views()
@@ -160,7 +160,7 @@ class StudyRuns:
         changed = sum(
             [self._write_effect(name, of_contrast) for name, of_contrast in effects_of.items()]
         )
-        for name, run in self.known["effects"].items():
+        for name, run in self.notes["effects"].items():
             changed += self._mark(run, name in effects_of)
         return changed
 
@@ -173,9 +173,9 @@ class StudyRuns:
                 place /= path.relative_to(self.ledger.directory).parent
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             name = str(place / path.name)
-            if self.known["artifacts"].get(name) != content:
+            if self.notes["artifacts"].get(name) != content:
                 self.client.log_artifact(self.parent, str(path), str(place))
-                self.known["artifacts"][name] = content
+                self.notes["artifacts"][name] = content
                 changed += 1
                 self.remember()
         return changed
@@ -183,9 +183,9 @@ class StudyRuns:
     def write_sample(self, sample: Mapping[str, float]) -> None:
         """Log how busy the machine is, on the study's run."""
         if sample:
-            self.known["samples"] = self.known.get("samples", 0) + 1
+            self.notes["samples"] = self.notes.get("samples", 0) + 1
             mlflow_batches.log_metrics(
-                self.client, self.parent, [{"step": self.known["samples"], **sample}]
+                self.client, self.parent, [{"step": self.notes["samples"], **sample}]
             )
 
     def ended(self, needed: Sequence[Trial], broken: str = "") -> None:
@@ -196,7 +196,7 @@ class StudyRuns:
         """
         remaining = [trial for trial in needed if self.ledger.result(trial) is None]
         failures = [trial for trial in remaining if self.ledger.failure(trial) is not None]
-        for child in self.known["children"].values():
+        for child in self.notes["children"].values():
             if not child["final"] and "failed" not in child:
                 self.client.set_terminated(child["run"], "KILLED")
         done = f"{len(needed) - len(remaining)} of {len(needed)} done"
@@ -216,25 +216,22 @@ class StudyRuns:
         token: str | None = None
         while token is None or token:
             page = self.client.search_runs(
-                [self.known["experiment"]], chosen, max_results=1000, page_token=token
+                [self.notes["experiment"]], chosen, max_results=1000, page_token=token
             )
             there |= {run.info.run_id: run for run in page}
             token = page.token or ""
         noted = set()
-        for group in (self.known[name] for name in ("children", "effects", "searches")):
+        for group in (self.notes[name] for name in ("children", "effects", "searches")):
             for key in [k for k, entry in group.items() if entry["run"] not in there]:
                 del group[key]
             noted |= {entry["run"] for entry in group.values()}
+        planned = {trial.key for trial in self.plan.trials}
         for run in (run for number, run in there.items() if number not in noted):
             is_trial = run.data.tags.get("ablate.role") == TRIAL  # a search's run has a key as well
             key = run.data.tags.get("ablate.key")
-            if (
-                is_trial
-                and key in {t.key for t in self.plan.trials} - self.known["children"].keys()
-            ):
-                self.known["children"][key] = _entry(run.info.run_id, run.info.start_time)
-        planned = {trial.key for trial in self.plan.trials}
-        for key, child in self.known["children"].items():
+            if is_trial and key in planned - self.notes["children"].keys():
+                self.notes["children"][key] = _entry(run.info.run_id, run.info.start_time)
+        for key, child in self.notes["children"].items():
             self._mark(child, key in planned)
         self.remember()
 
@@ -259,7 +256,7 @@ class StudyRuns:
         nested = {} if role == STUDY else {"mlflow.parentRunId": self.parent}
         values = {k: v[:MAX_VALUE] for k, v in {**everyone, **nested, **tags}.items()}
         began = began or mlflow_batches.now()
-        run = self.client.create_run(self.known["experiment"], start_time=began, tags=values)
+        run = self.client.create_run(self.notes["experiment"], start_time=began, tags=values)
         return str(run.info.run_id)
 
     def _describe_study(self) -> None:
@@ -290,24 +287,24 @@ class StudyRuns:
             self.parent, [stage.prefix for stage in self.plan.stages[1:]], self.plan.decides
         )
         for tag, view in tags.items():
-            if len(view) <= MAX_VALUE and self.known.get(tag) != view:
+            if len(view) <= MAX_VALUE and self.notes.get(tag) != view:
                 try:
-                    self.client.set_experiment_tag(self.known["experiment"], tag, view)
-                    self.known[tag] = view
+                    self.client.set_experiment_tag(self.notes["experiment"], tag, view)
+                    self.notes[tag] = view
                 except Exception:
                     log.debug("no shared view", exc_info=True)
         self.remember()
 
     def _child(self, trial: Trial) -> dict[str, Any]:
         """Return what is known of the trial's run, created where there is none."""
-        entry: dict[str, Any] | None = self.known["children"].get(trial.key)
+        entry: dict[str, Any] | None = self.notes["children"].get(trial.key)
         if entry is None:
             spelt = trial.cell.spellings().items()
             tags = {f"block.{path}": spelling for path, (_, spelling) in spelt}
             tags |= {"ablate.cell": trial.name, "ablate.key": trial.key}
             began = mlflow_batches.now()
             run = self.create(f"{trial.name} seed {trial.seed}", TRIAL, tags, began)
-            entry = self.known["children"][trial.key] = _entry(run, began)
+            entry = self.notes["children"][trial.key] = _entry(run, began)
             self.remember()
         entry.setdefault("began", mlflow_batches.now())  # noted by an earlier version
         if not entry.get("described"):
@@ -330,10 +327,10 @@ class StudyRuns:
         tags = {"ablate.contrast": name, "ablate.verdict": decisive[0].verdict, **words}
         tags["ablate.primary"] = str(primary).lower()
         state = digest([{k: repr(v) for k, v in numbers.items()}, tags])
-        entry = self.known["effects"].get(name)
+        entry = self.notes["effects"].get(name)
         if entry is None:
             run = self.create(name, EFFECT, {"ablate.contrast": name})
-            entry = self.known["effects"][name] = {"run": run, "state": "", "writes": 0}
+            entry = self.notes["effects"][name] = {"run": run, "state": "", "writes": 0}
             self.remember()
         if entry["state"] == state:
             return False
@@ -360,7 +357,7 @@ class StudyRuns:
     def remember(self) -> None:
         """Note what the store has. A password stays out of a file that is handed on."""
         noted = read_json(self.manifest) or {}
-        write_json(self.manifest, {**noted, without_passwords(self.uri): self.known})
+        write_json(self.manifest, {**noted, without_passwords(self.uri): self.notes})
 
 
 def _entry(run: str, began: int) -> dict[str, Any]:

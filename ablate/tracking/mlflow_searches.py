@@ -6,14 +6,14 @@ from typing import Any
 
 from ablate.core.files import digest
 from ablate.core.metrics import SELECTION
-from ablate.core.search_results import Found, Outcome
+from ablate.core.search_results import Outcome, SearchOutcomes
 from ablate.tracking import mlflow_batches
 from ablate.tracking.mlflow_runs import StudyRuns
 
 SEARCH = "search"
 
 
-def write_searches(runs: StudyRuns, outcomes_of: Found) -> int:
+def write_searches(runs: StudyRuns, outcomes_of: SearchOutcomes) -> int:
     """Write the search trials that the store lacks, under the study's run; returns how many.
 
     Parameters are what was tried, so that MLflow's parallel coordinates compare a cell's trials;
@@ -46,7 +46,7 @@ def _write(runs: StudyRuns, outcome: Outcome) -> bool:
 
 def _noted(runs: StudyRuns, outcome: Outcome) -> dict[str, Any]:
     """Return what is known of the trial's run, created where there is none and noted at once."""
-    noted: dict[str, Any] | None = runs.known["searches"].get(_key(outcome))
+    noted: dict[str, Any] | None = runs.notes["searches"].get(_key(outcome))
     if noted is not None:
         return noted
     name = outcome.cell or outcome.subject
@@ -60,6 +60,6 @@ def _noted(runs: StudyRuns, outcome: Outcome) -> dict[str, Any]:
     kept = {tag: text for tag, text in tags.items() if text}
     began = mlflow_batches.now()
     run = runs.create(f"{name} search {outcome.number}", SEARCH, kept, began)
-    noted = runs.known["searches"][_key(outcome)] = {"run": run, "final": False, "began": began}
+    noted = runs.notes["searches"][_key(outcome)] = {"run": run, "final": False, "began": began}
     runs.remember()
     return noted

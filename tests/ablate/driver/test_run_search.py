@@ -21,10 +21,10 @@ from ablate.cli.search_options import read_request
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan
 from ablate.core.search_results import Outcome, read_outcomes, write_outcomes
-from ablate.driver.run_search import Searching, log_walk, running
+from ablate.driver.run_search import Searching, log_block_search, running
 from ablate.driver.run_study import Launch
 from ablate.planning.planner import make_plan
-from ablate.search.request import FIRST_SEED, Budget, Request, base_grid
+from ablate.search.request import FIRST_SEED, Request, SearchSize, base_grid
 from ablate.tracking.tracker import Tracker
 from blocks import UsageError, default_registry
 
@@ -181,12 +181,12 @@ def test_flags_of_a_search_do_nothing_without_one(flag: str) -> None:
 def test_what_is_asked_for() -> None:
     assert read_request(options_of("--grid", "paper")) is None
     assert read_request(options_of("--grid", "paper", "--search", "optuna")) == Request(
-        over="recipes", budget=Budget()
+        over="recipes", budget=SearchSize()
     )
     numbers = ("--search-trials=9", "--search-seeds=2", "--search-generation=3", "--search-keep=5")
     walk = options_of("--search", "optuna", "--over", "blocks", *numbers)
     assert read_request(walk) == Request(
-        over="blocks", budget=Budget(trials=9, seeds=2, generation=3), keep=5
+        over="blocks", budget=SearchSize(trials=9, seeds=2, generation=3), keep=5
     )
 
 
@@ -214,7 +214,7 @@ def test_search_outcomes_that_are_not_ours_are_named(tmp_path: Path) -> None:
 OVER = Outcome(subject="blocks", number=0, values={"norm": "rmsnorm"}, loss=3.5, state="complete")
 
 
-def walked(shapes: str, tmp_path: Path) -> tuple[Plan, Ledger]:
+def block_search(shapes: str, tmp_path: Path) -> tuple[Plan, Ledger]:
     """Return a walk's plan, and a directory with its one outcome."""
     plan = make_plan(base_grid, "nano", 2, {**SETTINGS, "data": shapes}, default_registry(), ())
     write_outcomes({"blocks": [OVER]}, tmp_path / "study")
@@ -224,8 +224,8 @@ def walked(shapes: str, tmp_path: Path) -> tuple[Plan, Ledger]:
 def test_a_walk_alone_is_in_mlflow_with_its_versions_and_data(
     shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, ledger = walked(shapes, tmp_path)
-    log_walk(plan, ledger, Launch(mlflow=store, arguments=("--over", "blocks")), [])
+    plan, ledger = block_search(shapes, tmp_path)
+    log_block_search(plan, ledger, Launch(mlflow=store, arguments=("--over", "blocks")), [])
     assert capsys.readouterr().err == ""
     (parent,) = runs_of(store, "study").values()
     assert parent.info.status == "FINISHED"
@@ -240,8 +240,8 @@ def test_a_walk_alone_is_in_mlflow_with_its_versions_and_data(
 def test_a_store_that_lacks_a_walk_is_brought_up_to_date_by_the_same_command(
     shapes: str, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan, ledger = walked(shapes, tmp_path)
-    log_walk(plan, ledger, Launch(mlflow=store), [tmp_path / "absent.html"])
+    plan, ledger = block_search(shapes, tmp_path)
+    log_block_search(plan, ledger, Launch(mlflow=store), [tmp_path / "absent.html"])
     error = " ".join(capsys.readouterr().err.split())
     assert "the same command again brings MLflow up to date" in error
     assert "lacks part of this study; the same command again brings it up to date" in error
@@ -265,10 +265,10 @@ class Interrupted(Tracker):
 def test_no_run_is_left_running_by_an_interrupt(
     shapes: str, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, ledger = walked(shapes, tmp_path)
+    plan, ledger = block_search(shapes, tmp_path)
     monkeypatch.setattr("ablate.driver.run_search.Tracker", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        log_walk(plan, ledger, Launch(mlflow=store), [])
+        log_block_search(plan, ledger, Launch(mlflow=store), [])
     for role in ("study", "search"):
         assert {run.info.status for run in runs_of(store, role).values()} == {"FINISHED"}
 
@@ -277,7 +277,7 @@ def test_a_search_has_a_record_from_its_start_and_tells_what_it_lacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searching = Searching(
-        request=Request(over="blocks", budget=Budget()),
+        request=Request(over="blocks", budget=SearchSize()),
         ledger=Ledger(tmp_path),
         launch=Launch(memory=2**60, output="json"),
         registry=default_registry(),

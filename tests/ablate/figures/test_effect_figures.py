@@ -20,7 +20,7 @@ from ablate.core.metrics import FINETUNED, compared
 from ablate.core.plan import Plan
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
-from ablate.figures.effect_figures import draw_figures
+from ablate.figures.catalogue import draw_figures
 from ablate.figures.style import INK, INKS, MUTED, ZONE, save
 from ablate.planning.planner import StudyOptions
 from ablate.stats.effects import DecisionRule, effect, improvements

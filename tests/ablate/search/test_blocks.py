@@ -15,26 +15,26 @@ from trainer import Trainer
 from ablate.core.grids import make_grid
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan
-from ablate.core.search_results import BASE, Found, Outcome, name_of, ranking
+from ablate.core.search_results import BASE_CELL, Outcome, SearchOutcomes, name_of, ranking
 from ablate.planning.planner import make_plan
-from ablate.report.block_search import write_walk
+from ablate.report.block_search import write_block_search
 from ablate.report.search_section import search_section
 from ablate.search.blocks import (
-    Walked,
+    BlockSearch,
     choices_of,
     choose,
     found_grid,
     importances,
     reached,
-    walk,
+    search_blocks,
 )
 from ablate.search.engine import NothingFoundError
-from ablate.search.request import FIRST_SEED, Budget, base_grid, describe_walk
+from ablate.search.request import FIRST_SEED, SearchSize, base_grid, describe_block_search
 from assemblies import normalise, preset, with_field
 from blocks import KINDS, Registry, UsageError, load_registry
 
 DYT = Path(__file__).parents[3] / "plugins" / "dyt" / "dyt.py"
-BUDGET = Budget(trials=6, generation=3)
+BUDGET = SearchSize(trials=6, generation=3)
 SETTINGS = {**SMALL, "steps": 4, "batch": 16, "evaluate": 2, "evaluation_batch": 16}
 REGISTRY = load_registry([str(DYT)])
 
@@ -43,27 +43,27 @@ REGISTRY = load_registry([str(DYT)])
 def base_plan(data: str, registry: Registry = REGISTRY, **settings: object) -> Plan:
     given = {**SETTINGS, "data": data, **settings}
     plan = make_plan(base_grid, "nano", 1, given, registry, [])
-    return replace(plan, search=describe_walk(BUDGET, 3))
+    return replace(plan, search=describe_block_search(BUDGET, 3))
 
 
-def walked(
+def block_search(
     plan: Plan, directory: Path, registry: Registry = REGISTRY, **how: object
-) -> tuple[Walked | None, Trainer]:
+) -> tuple[BlockSearch | None, Trainer]:
     directory.mkdir(exist_ok=True)
     train = Trainer(Ledger(directory), registry, **how)  # type: ignore[arg-type]
-    told: list[Found] = []
-    found = walk(plan, BUDGET, train.ledger, registry, train, told.append)
+    told: list[SearchOutcomes] = []
+    found = search_blocks(plan, BUDGET, train.ledger, registry, train, told.append)
     assert found is None or told[-1] == {"blocks": found.outcomes}
     return found, train
 
 
 def test_a_walk_ranks_cells_and_proposes_a_study_of_the_best(shapes: str, tmp_path: Path) -> None:
     plan = base_plan(shapes)
-    found, train = walked(plan, tmp_path)
+    found, train = block_search(plan, tmp_path)
     assert found is not None
     assert len(found.outcomes) == 6
     first, *others = found.outcomes
-    assert first.cell == BASE
+    assert first.cell == BASE_CELL
     assert {trial.stream for trial in train.trained} == {FIRST_SEED}
     ranked = ranking(found.outcomes)
     losses = [outcome.loss or math.nan for outcome in ranked]
@@ -72,25 +72,28 @@ def test_a_walk_ranks_cells_and_proposes_a_study_of_the_best(shapes: str, tmp_pa
     assert {*KINDS} <= set(found.importances)
     assert sum(found.importances.values()) == pytest.approx(1)
     for outcome in others:
-        cell = reached(outcome.values, plan.cells[BASE], REGISTRY)
-        assert outcome.cell == name_of(cell, plan.cells[BASE])
-        assert (cell.text, cell.multimodal) == (plan.cells[BASE].text, plan.cells[BASE].multimodal)
+        cell = reached(outcome.values, plan.cells[BASE_CELL], REGISTRY)
+        assert outcome.cell == name_of(cell, plan.cells[BASE_CELL])
+        assert (cell.text, cell.multimodal) == (
+            plan.cells[BASE_CELL].text,
+            plan.cells[BASE_CELL].multimodal,
+        )
     check_confirmation(found, plan, shapes)
 
 
-def check_confirmation(found: Walked, plan: Plan, data: str) -> None:
+def check_confirmation(found: BlockSearch, plan: Plan, data: str) -> None:
     design = functools.partial(found_grid, found.outcomes, 3)
     study = make_plan(design, "nano", 4, {**SETTINGS, "data": data}, REGISTRY, [])
-    ranked = [outcome for outcome in ranking(found.outcomes) if outcome.cell != BASE][:3]
+    ranked = [outcome for outcome in ranking(found.outcomes) if outcome.cell != BASE_CELL][:3]
     best = [f"walk {outcome.number}" for outcome in ranked]
-    assert list(study.cells) == [BASE, *best]
+    assert list(study.cells) == [BASE_CELL, *best]
     for name, outcome in zip(best, ranked, strict=True):
-        assert name_of(study.cells[name], plan.cells[BASE]) == outcome.cell
+        assert name_of(study.cells[name], plan.cells[BASE_CELL]) == outcome.cell
     (section,) = search_section(replace(study, search=plan.search))
     assert section.tables[0].rows == [(f"walk {o.number}", o.cell) for o in ranked]
     assert study.primary is not None
-    assert study.primary.pairs == ((BASE, best[0]),)
-    assert [contrast.pairs for contrast in study.contrasts] == [((BASE, b),) for b in best]
+    assert study.primary.pairs == ((BASE_CELL, best[0]),)
+    assert [contrast.pairs for contrast in study.contrasts] == [((BASE_CELL, b),) for b in best]
     assert {trial.seed for trial in study.trials} == {0, 1, 2, 3}  # none that the walk has seen
     keys = {key for outcome in found.outcomes for key in outcome.keys}
     assert not keys & {trial.key for trial in study.trials}
@@ -98,10 +101,10 @@ def check_confirmation(found: Walked, plan: Plan, data: str) -> None:
 
 def test_an_interrupted_walk_goes_on_to_the_same_end(shapes: str, tmp_path: Path) -> None:
     plan = base_plan(shapes)
-    whole, train = walked(plan, tmp_path / "whole")
-    stopped, first = walked(plan, tmp_path / "stopped", limit=4)
+    whole, train = block_search(plan, tmp_path / "whole")
+    stopped, first = block_search(plan, tmp_path / "stopped", limit=4)
     assert stopped is None
-    ended, second = walked(plan, tmp_path / "stopped", backwards=True)
+    ended, second = block_search(plan, tmp_path / "stopped", backwards=True)
     assert ended == whole
     keys = [trial.key for trial in (*first.trained, *second.trained)]
     assert sorted(keys) == sorted(trial.key for trial in train.trained)
@@ -109,7 +112,7 @@ def test_an_interrupted_walk_goes_on_to_the_same_end(shapes: str, tmp_path: Path
 
 def test_what_cannot_be_built_is_told_before_training(shapes: str, tmp_path: Path) -> None:
     plan = base_plan(shapes, **{"image.heads": 1})  # too few for gqa's two pairs of keys
-    found, train = walked(plan, tmp_path)
+    found, train = block_search(plan, tmp_path)
     assert found is not None
     pruned = [outcome for outcome in found.outcomes if outcome.state == "pruned"]
     assert pruned
@@ -162,14 +165,16 @@ def test_a_plugin_that_breaks_is_named(shapes: str, tmp_path: Path) -> None:
     )
     registry = load_registry([str(plugin)])
     plan, train = base_plan(shapes), Trainer(Ledger(tmp_path), registry)
-    budget = Budget(trials=40, generation=40)  # one of 8 norms: met before long
+    budget = SearchSize(trials=40, generation=40)  # one of 8 norms: met before long
     with pytest.raises(UsageError, match="cannot take a training step") as caught:
-        walk(plan, budget, train.ledger, registry, train, lambda found: None)
+        search_blocks(plan, budget, train.ledger, registry, train, lambda found: None)
     assert train.trained == []
     assert "look at norm/breaks" in str(caught.value)
 
 
-def outcome(number: int, loss: float | None, norm: str = "rmsnorm", cell: str = BASE) -> Outcome:
+def outcome(
+    number: int, loss: float | None, norm: str = "rmsnorm", cell: str = BASE_CELL
+) -> Outcome:
     base = normalise(preset("grr"), REGISTRY)
     values = choices_of(with_field(base, "image.norm", norm), REGISTRY)
     state = "complete" if loss is not None else "fail"
@@ -201,8 +206,10 @@ def test_a_walks_report_says_that_it_is_exploratory(shapes: str, tmp_path: Path)
         outcome(2, None, "layernorm", "grr norm=layernorm"),
         replace(outcome(3, None, "derf", ""), state="pruned", reason="heads of width 3"),
     ]
-    sizes = {BASE: 1000, "grr norm=none": 900}
-    paths = write_walk(plan, outcomes, {"norm": 0.75, "ffn": 0.25}, sizes, "python -m x", tmp_path)
+    sizes = {BASE_CELL: 1000, "grr norm=none": 900}
+    paths = write_block_search(
+        plan, outcomes, {"norm": 0.75, "ffn": 0.25}, sizes, "python -m x", tmp_path
+    )
     assert {path.name for path in paths} == {
         "report.html", "report.md",
         "history.png", "history.svg", "importance.png", "importance.svg",
@@ -215,10 +222,10 @@ def test_a_walks_report_says_that_it_is_exploratory(shapes: str, tmp_path: Path)
         assert words in text
     rows = [line for line in text.splitlines() if line.startswith("| walk ")]
     assert [row.split("|")[5].strip() for row in rows] == ["grr norm=none", "grr"]
-    write_walk(plan, outcomes, {}, sizes, "python -m x", tmp_path)
+    write_block_search(plan, outcomes, {}, sizes, "python -m x", tmp_path)
     assert not (tmp_path / "search" / "importance.png").exists()
 
 
 def test_named_grids_are_made_as_ever() -> None:
-    assert BASE in make_grid("paper", "nano", REGISTRY).cells
-    assert list(make_grid(base_grid, "nano", REGISTRY).cells) == [BASE]  # plugins add no cells
+    assert BASE_CELL in make_grid("paper", "nano", REGISTRY).cells
+    assert list(make_grid(base_grid, "nano", REGISTRY).cells) == [BASE_CELL]  # plugins add no cells

@@ -16,7 +16,7 @@ from trainer import Trainer
 
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, read_plan, write_plan
-from ablate.core.search_results import Found, best_so_far, read_outcomes, write_outcomes
+from ablate.core.search_results import SearchOutcomes, best_so_far, read_outcomes, write_outcomes
 from ablate.core.study_identity import refuse_other_study
 from ablate.core.trial import MAX_SEEDS
 from ablate.planning.planner import StudyOptions, make_plan
@@ -24,7 +24,7 @@ from ablate.report.search_section import search_section
 from ablate.report.study import Study
 from ablate.search.engine import FILE, NothingFoundError
 from ablate.search.recipes import make_subjects, tune
-from ablate.search.request import FIRST_SEED, Budget, check_space, describe_search
+from ablate.search.request import FIRST_SEED, SearchSize, check_space, describe_search
 from ablate.search.space import default_space, parse_space
 from blocks import UsageError, default_registry
 
@@ -42,8 +42,8 @@ def small_plan(
 
 
 def searched(
-    plan: Plan, directory: Path, budget: Budget, space: str = "", **how: object
-) -> tuple[Plan | None, Found, Trainer]:
+    plan: Plan, directory: Path, budget: SearchSize, space: str = "", **how: object
+) -> tuple[Plan | None, SearchOutcomes, Trainer]:
     """Tune a plan in a directory and return it, all outcomes, and the trainer."""
     directory.mkdir(exist_ok=True)
     ledger = Ledger(directory)
@@ -52,14 +52,14 @@ def searched(
     chosen = parse_space(space, recipe) if space else default_space(recipe)
     declared = replace(plan, search=describe_search(chosen, budget, recipe))
 
-    def tell(found: Found) -> None:
+    def tell(found: SearchOutcomes) -> None:
         write_outcomes(found, directory)
 
     found = tune(declared, chosen, budget, {}, ledger, REGISTRY, train, tell)
     return found, read_outcomes(directory), train
 
 
-def sequence(found: Found) -> dict[str, list[tuple[object, ...]]]:
+def sequence(found: SearchOutcomes) -> dict[str, list[tuple[object, ...]]]:
     return {k: [(o.number, dict(o.values), o.loss, o.state) for o in v] for k, v in found.items()}
 
 
@@ -67,7 +67,7 @@ def test_every_cell_gets_the_same_budget_draws_and_tuning_seeds(
     shapes: str, tmp_path: Path
 ) -> None:
     plan = small_plan(shapes, noise=True)
-    tuned, found, train = searched(plan, tmp_path, Budget(trials=4, generation=2, seeds=2))
+    tuned, found, train = searched(plan, tmp_path, SearchSize(trials=4, generation=2, seeds=2))
     assert tuned is not None
     assert list(found) == ["baseline", "grr"]  # the A/A cell is not tuned again
     assert {len(own) for own in found.values()} == {4}
@@ -89,7 +89,7 @@ def test_each_cell_has_the_recipe_of_its_lowest_validation_loss(
 ) -> None:
     plan = small_plan(shapes, finetune=True, noise=True)
     space = "lr=1e-6|1e-5|0.01"  # without the recipe's own
-    tuned, found, _ = searched(plan, tmp_path, Budget(trials=4), space)
+    tuned, found, _ = searched(plan, tmp_path, SearchSize(trials=4), space)
     assert tuned is not None
     for trial in tuned.trials:
         cell = plan.original(trial.name)
@@ -108,7 +108,7 @@ def test_each_cell_has_the_recipe_of_its_lowest_validation_loss(
 def test_the_value_is_the_mean_best_validation_loss_over_the_tuning_seeds(
     shapes: str, tmp_path: Path
 ) -> None:
-    _, found, train = searched(small_plan(shapes), tmp_path, Budget(trials=1, seeds=2))
+    _, found, train = searched(small_plan(shapes), tmp_path, SearchSize(trials=1, seeds=2))
     for cell, (outcome,) in found.items():
         own = [trial for trial in train.trained if trial.name == cell]
         curves = [train.ledger.curve(trial) for trial in own]
@@ -119,7 +119,7 @@ def test_the_value_is_the_mean_best_validation_loss_over_the_tuning_seeds(
 
 def test_what_is_asked_depends_neither_on_order_nor_on_place(shapes: str, tmp_path: Path) -> None:
     plan = small_plan(shapes, cells=("grr",))
-    budget = Budget(trials=12, generation=3)  # the last three are the estimator's
+    budget = SearchSize(trials=12, generation=3)  # the last three are the estimator's
     one, found, _ = searched(plan, tmp_path / "a", budget)
     other, same, train = searched(plan, tmp_path / "b", budget, backwards=True)
     assert sequence(found) == sequence(same)
@@ -129,7 +129,7 @@ def test_what_is_asked_depends_neither_on_order_nor_on_place(shapes: str, tmp_pa
 
 
 def test_an_interrupted_search_goes_on_to_the_same_end(shapes: str, tmp_path: Path) -> None:
-    plan, budget = small_plan(shapes), Budget(trials=5, generation=3)
+    plan, budget = small_plan(shapes), SearchSize(trials=5, generation=3)
     whole, found, train = searched(plan, tmp_path / "whole", budget)
     trained = []
     for limit in (1, 5, 1):  # in a generation, between two, in the next one
@@ -146,20 +146,20 @@ def test_an_interrupted_search_goes_on_to_the_same_end(shapes: str, tmp_path: Pa
 
 def test_done_searches_are_read_and_longer_ones_go_on(shapes: str, tmp_path: Path) -> None:
     plan = small_plan(shapes)
-    searched(plan, tmp_path / "a", Budget(trials=3, generation=2))
-    again, _, train = searched(plan, tmp_path / "a", Budget(trials=3, generation=2))
+    searched(plan, tmp_path / "a", SearchSize(trials=3, generation=2))
+    again, _, train = searched(plan, tmp_path / "a", SearchSize(trials=3, generation=2))
     assert again is not None
     assert train.trained == []
-    _, longer, more = searched(plan, tmp_path / "a", Budget(trials=6, generation=2))
+    _, longer, more = searched(plan, tmp_path / "a", SearchSize(trials=6, generation=2))
     assert len(more.trained) == 2 * 3
-    _, fresh, _ = searched(plan, tmp_path / "b", Budget(trials=6, generation=2))
+    _, fresh, _ = searched(plan, tmp_path / "b", SearchSize(trials=6, generation=2))
     assert sequence(longer) == sequence(fresh)
-    _, shorter, _ = searched(plan, tmp_path / "a", Budget(trials=3, generation=2))
+    _, shorter, _ = searched(plan, tmp_path / "a", SearchSize(trials=3, generation=2))
     assert {len(own) for own in shorter.values()} == {3}
 
 
 def test_the_database_is_optunas_and_may_be_lost(shapes: str, tmp_path: Path) -> None:
-    plan, budget = small_plan(shapes), Budget(trials=3)
+    plan, budget = small_plan(shapes), SearchSize(trials=3)
     before, _, _ = searched(plan, tmp_path, budget)
     storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / FILE}")
     names = sorted(optuna.get_all_study_names(storage))
@@ -180,10 +180,10 @@ def test_the_database_is_optunas_and_may_be_lost(shapes: str, tmp_path: Path) ->
 
 
 def test_another_space_or_cell_is_another_search(shapes: str) -> None:
-    plan, budget = small_plan(shapes), Budget()
+    plan, budget = small_plan(shapes), SearchSize()
     recipe = plan.stages[0].recipe
 
-    def keys(plan: Plan, space: str, budget: Budget) -> list[str]:
+    def keys(plan: Plan, space: str, budget: SearchSize) -> list[str]:
         return [s.key for s in make_subjects(plan, parse_space(space, recipe), budget, REGISTRY)]
 
     own = keys(plan, "lr=1e-3..1e-2", budget)
@@ -214,7 +214,7 @@ def test_the_test_split_is_not_looked_at(tmp_path: Path) -> None:
     assert prints[0] != prints[1]
     found = []
     for name, plan in zip("ab", plans, strict=True):
-        _, outcomes, train = searched(plan, tmp_path / name, Budget(trials=3))
+        _, outcomes, train = searched(plan, tmp_path / name, SearchSize(trials=3))
         found.append(sequence(outcomes))
         for trial in train.trained:
             folder = train.ledger.folder(trial)
@@ -232,7 +232,7 @@ def _with_caption(content: bytes) -> bytes:
 
 def test_trials_that_fail_are_counted_and_never_chosen(shapes: str, tmp_path: Path) -> None:
     plan, space = small_plan(shapes), "lr=0.002|1e30"
-    tuned, found, _ = searched(plan, tmp_path, Budget(trials=6), space)
+    tuned, found, _ = searched(plan, tmp_path, SearchSize(trials=6), space)
     assert tuned is not None
     for cell, outcomes in found.items():
         failed = [outcome for outcome in outcomes if outcome.state == "fail"]
@@ -242,14 +242,14 @@ def test_trials_that_fail_are_counted_and_never_chosen(shapes: str, tmp_path: Pa
         assert len(outcomes) == 6
         assert tuned.tuned[cell]["failed"] == len(failed)
         assert tuned.tuned[cell]["values"] == {"lr": 0.002}
-    _, _, again = searched(plan, tmp_path, Budget(trials=6), space)
+    _, _, again = searched(plan, tmp_path, SearchSize(trials=6), space)
     assert again.trained == []
     with pytest.raises(NothingFoundError, match="all 2 search trials of cell 'baseline' failed"):
-        searched(plan, tmp_path, Budget(trials=2), "lr=1e30|2e30")
+        searched(plan, tmp_path, SearchSize(trials=2), "lr=1e30|2e30")
 
 
 def test_best_so_far_begins_with_the_first_result(shapes: str, tmp_path: Path) -> None:
-    _, found, _ = searched(small_plan(shapes), tmp_path, Budget(trials=4), "lr=1e-4..1e-2:log")
+    _, found, _ = searched(small_plan(shapes), tmp_path, SearchSize(trials=4), "lr=1e-4..1e-2:log")
     outcomes = [replace(found["grr"][0], loss=None), *found["grr"][1:]]
     spent, lowest = zip(*best_so_far(outcomes), strict=True)
     assert spent == (2, 3, 4)
@@ -260,7 +260,7 @@ def test_best_so_far_begins_with_the_first_result(shapes: str, tmp_path: Path) -
 
 
 def test_a_plan_and_its_report_say_how_each_cell_was_tuned(shapes: str, tmp_path: Path) -> None:
-    tuned, _, _ = searched(small_plan(shapes), tmp_path, Budget(trials=2), "lr=1e-4..1e-2:log")
+    tuned, _, _ = searched(small_plan(shapes), tmp_path, SearchSize(trials=2), "lr=1e-4..1e-2:log")
     assert tuned is not None
     write_plan(tuned, tmp_path, {})
     assert read_plan(tmp_path) == tuned
@@ -274,7 +274,9 @@ def test_a_plan_and_its_report_say_how_each_cell_was_tuned(shapes: str, tmp_path
 
 
 def test_a_study_in_python_shows_its_searches(shapes: str, tmp_path: Path) -> None:
-    tuned, found, _ = searched(small_plan(shapes), tmp_path, Budget(trials=2), "lr=1e-4..1e-2:log")
+    tuned, found, _ = searched(
+        small_plan(shapes), tmp_path, SearchSize(trials=2), "lr=1e-4..1e-2:log"
+    )
     assert tuned is not None
     write_plan(tuned, tmp_path, {})
     study = Study.open(tmp_path)
@@ -293,10 +295,10 @@ def test_a_study_in_python_shows_its_searches(shapes: str, tmp_path: Path) -> No
 
 
 def test_a_study_is_not_continued_with_another_search(shapes: str, tmp_path: Path) -> None:
-    plan, ledger, budget = small_plan(shapes), Ledger(tmp_path), Budget(trials=2)
+    plan, ledger, budget = small_plan(shapes), Ledger(tmp_path), SearchSize(trials=2)
     recipe = plan.stages[0].recipe
 
-    def declared(space: str, budget: Budget = budget) -> Plan:
+    def declared(space: str, budget: SearchSize = budget) -> Plan:
         return replace(plan, search=describe_search(parse_space(space, recipe), budget, recipe))
 
     tuned, _, _ = searched(plan, tmp_path, budget, "lr=1e-4..1e-2")
@@ -306,8 +308,8 @@ def test_a_study_is_not_continued_with_another_search(shapes: str, tmp_path: Pat
     for other, message in (
         (plan, "search='recipes', now 'no'"),
         (declared("lr=1e-4..2e-2"), "search space='lr=0.0001..0.01', now 'lr=0.0001..0.02'"),
-        (declared("lr=1e-4..1e-2", Budget(trials=3)), "search trials=2, now 3"),
-        (declared("lr=1e-4..1e-2", Budget(trials=2, seeds=2)), "search seeds"),
+        (declared("lr=1e-4..1e-2", SearchSize(trials=3)), "search trials=2, now 3"),
+        (declared("lr=1e-4..1e-2", SearchSize(trials=2, seeds=2)), "search seeds"),
     ):
         with pytest.raises(UsageError) as caught:
             refuse_other_study(other, ledger)
@@ -327,7 +329,7 @@ def test_a_space_that_no_cell_can_be_trained_in_is_refused(
 
 @pytest.mark.parametrize("name", ["trials", "seeds", "generation"])
 def test_budgets_that_are_none_are_refused(name: str) -> None:
-    make: Callable[..., Budget] = Budget
+    make: Callable[..., SearchSize] = SearchSize
     for value in (0, -1, MAX_SEEDS + 1):
         with pytest.raises(UsageError, match=f"--search-{name} must be from 1"):
             make(**{name: value})

@@ -211,7 +211,7 @@ def test_the_machine_is_looked_at_while_a_study_runs(
     monkeypatch.setattr("ablate.tracking.tracker.SAMPLE_SECONDS", 0.0)
     tracker = Tracker(plan, ledger, store, pytest.fail)
     tracker.open()
-    wait_until(lambda: tracker.runs.known.get("samples", 0) > 2)
+    wait_until(lambda: tracker.runs.notes.get("samples", 0) > 2)
     tracker.close([], [], plan.trials)
     (parent,) = runs_of(store, "study").values()
     assert 0 < parent.data.metrics["system/system_memory_usage_percentage"] <= 100

@@ -14,7 +14,7 @@ from ablate.core.records import read_examples
 from ablate.figures import cell_figures
 from ablate.figures import effect_figures as figures
 from ablate.figures.caption_sheet import draw_captions
-from ablate.figures.style import DRAWINGS
+from ablate.figures.catalogue import DRAWINGS
 from ablate.report.verify_bundle import verify
 from ablate.training.stages import run_trial
 from blocks import default_registry
