@@ -144,6 +144,7 @@ def _measured(trials: Sequence[Trial], ledger: Ledger, stage: Stage) -> list[dic
     """Return what trials measured in the stage of that name, as far as they have finished it."""
     measured = []
     for trial in trials:
+        # By name: a search may have given each cell a recipe, and so a stage, of its own.
         same = next(s for s in trial.stages if s.name == stage.name)  # keys differ by trial
         if record := ledger.record(trial, same):
             measured.append(record["metrics"])
@@ -243,6 +244,8 @@ def cost_table(plan: Plan, ledger: Ledger) -> CostTable:
 
 
 def _cell_cost(plan: Plan, cell: str, values: np.ndarray, seconds: float) -> CellCost:
+    # Of this cell alone: seeds that are easy are easy for all cells, so these intervals are wider
+    # than those of effects, which are paired.
     low, high = t_interval(values)
     return CellCost(
         cell=cell,

@@ -93,6 +93,7 @@ def _gains(
         losses = {cell: of_trial[counted] for cell, of_trial in by_cell.items()}
         if np.isfinite(list(losses.values())).all():
             pairs = [(losses[a], losses[b]) for a, b in contrast.pairs]
+            # Each example counts by how it moves the ratio of means, not by a ratio of its own.
             gains[seed] = np.mean([ratio_gains(a, b) for a, b in pairs], axis=0)
         else:
             problems.append(

@@ -25,6 +25,7 @@ def decision_rule(plan: Plan) -> DecisionRule:
 def race_so_far(plan: Plan, ledger: Ledger, losses: dict[str, Losses] | None = None) -> Race:
     """Return what the looks of a race decide, by the decisive metric, as far as the ledger goes."""
     losses = losses or stage_losses(plan, ledger)
+    # A trial that failed for good is settled: a look must not wait for what will not come.
     settled = {
         (trial.name, trial.seed)
         for trial in plan.trials

@@ -40,6 +40,7 @@ def certainty(plan: Plan, effects: Sequence[Effect]) -> Certainty | None:
     share = DecisionRule().primary_share if len(plan.contrasts) > 1 else 1.0
     smallest = detectable_at(plan.looks, count, deviation, ALPHA * share)
     low, high = (smallest * end / deviation for end in deviation_interval(deviation, count))
+    # The median, for one contrast of a swap that fails to train would make all look hopeless.
     spreads = [e.standard_deviation for e in deciding if e is not main and len(e.seeds) > 1]
     other = None
     if spreads:

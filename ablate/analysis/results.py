@@ -92,8 +92,10 @@ class StudyResults:
 
 def make_results(plan: Plan, ledger: Ledger) -> StudyResults:
     """Return what the ledger's finished trials show; raises where a swap did not happen."""
+    # First of all: numbers of a swap that did not happen must not be computed at all.
     unproven = check_trained_swaps(plan, ledger)
     rule, losses = decision_rule(plan), stage_losses(plan, ledger)
+    # Interim looks decide by the ledger alone, so a study that was stopped goes on as if not.
     race = race_so_far(plan, ledger, losses) if plan.looks else None
     of_contrasts = _effects(plan, losses, rule)
     of_noise = _noise(plan, losses, rule)

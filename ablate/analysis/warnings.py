@@ -96,6 +96,7 @@ def effect_warnings(plan: Plan, losses: Losses, rule: DecisionRule) -> list[str]
             )
         for a, b in contrast.pairs:
             ours, theirs = (np.array([losses[cell, seed] for seed in seeds]) for cell in (b, a))
+            # Unequal and skewed losses make the t test of their ratio too liberal (simulated).
             if equal_variances_p(ours, theirs) <= UNEQUAL:
                 times = float(ours.std() / theirs.std())
                 warnings.append(

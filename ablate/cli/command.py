@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
     except BrokenPipeError:  # the reader, `head` for one, has what it wants
+        # Else Python flushes stdout once more as it exits, and prints the same error then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except OSError as error:
@@ -55,6 +56,7 @@ def start(*first: str) -> None:
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Return a command line, parsed; raises `UsageError` for options that there are not."""
     top, parsers = make_parsers()
+    # argparse names an unknown option and no near miss, so it is asked not to judge them.
     options, extra = top.parse_known_args(words)
     if extra:
         chosen = parsers[options.command]

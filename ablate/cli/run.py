@@ -75,6 +75,7 @@ def carry_out(options: RunOptions) -> Outcome:
     over_blocks = request is not None and request.over == "blocks"
     with Console(stderr=True, quiet=options.output != "auto").status("planning"):
         plan = _plan(options, registry, base_grid if over_blocks else options.grid)
+    # What is searched is declared before anything is trained, like the contrasts.
     plan = plan if request is None else declare(request, plan)
     ahead = as_tuned_before(plan, options.settings, ledger, registry)
     forecasts = _forecast(ahead, ledger, registry, conditions, options)

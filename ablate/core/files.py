@@ -51,6 +51,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
+            # Else a crash of the machine may keep the new name and lose the content.
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~UMASK)  # mkstemp makes files that only their owner can read
         temporary.replace(path)

@@ -14,16 +14,19 @@ from blocks import Registry, UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contrast:
-    """What a change does: candidate against reference, averaged over one or more such pairs.
-
-    A single swap has one pair; a main effect of a factorial has one pair per setting of the others.
-    ``fields`` are what the change is declared to change, in every pair and nothing else.
-    """
+    """What a change does: candidate against reference, averaged over one or more such pairs."""
 
     name: str
+    """What tables and figures call it."""
+
     pairs: tuple[tuple[str, str], ...]
+    """Reference and candidate; a main effect has a pair for each setting of the other swaps."""
+
     primary: bool = False
+    """Whether the study is about it; it then has its own share of alpha."""
+
     fields: tuple[str, ...] = ()
+    """What the change is declared to change, in every pair and nothing else."""
 
     @property
     def cells(self) -> set[str]:
@@ -33,21 +36,31 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grid:
-    """A named set of cells, the contrasts that it is for, one of them primary.
-
-    ``settings`` are changes to the size's recipe, ``seeds`` how many there are
-    and ``finetune`` the sources that trials are fine-tuned on, unless asked for otherwise.
-    ``factorial`` names the swaps that are in each cell of a full factorial, if there is one.
-    """
+    """A named set of cells and the contrasts that it is for, at most one of them primary."""
 
     name: str
+    """What ``--grid`` calls it."""
+
     summary: str
+    """What it compares, in a line."""
+
     cells: Mapping[str, CoCaConfig]
+    """The architectures, by name."""
+
     contrasts: tuple[Contrast, ...] = ()
+    """What is compared with what."""
+
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the size's recipe, unless the command sets the same fields."""
+
     seeds: int = 3
+    """How many, unless asked for otherwise."""
+
     finetune: tuple[str, ...] = ()
+    """The sources that trials are fine-tuned on, unless asked for otherwise."""
+
     factorial: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The swaps in each cell of a full factorial, if the grid holds one."""
 
     def __post_init__(self) -> None:
         """Check that contrasts speak of cells that exist."""

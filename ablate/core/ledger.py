@@ -108,6 +108,8 @@ class Ledger:
             ) from None
         with file:
             try:
+                # The system frees it when the process dies, however it dies; a pid file would go
+                # stale.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)

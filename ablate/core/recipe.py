@@ -36,43 +36,73 @@ BOUNDS: dict[str, tuple[Callable[[float], bool], str]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything about training but the architecture and the seed.
-
-    ``data`` is a source (``embedded:pictures``), ``initial`` a checkpoint folder to start from
-    instead of random weights: they are transplanted into the trial's cell. ``tokenizer`` is a
-    `tokenizer.json` to use instead of one trained on the training captions. One optimiser step sees
-    ``batch`` pairs, taken in ``accumulate`` equal parts, which saves memory: gradients are those of
-    the whole batch. A loss of weight 0 is not computed in training; evaluation measures all the
-    same whatever the model is built for.
-    ``warmup`` is a fraction of the steps. ``max_scale`` bounds the learned logit scale (the inverse
-    temperature): small sets drive it over-confident. ``evaluate`` is how many times the validation
-    split is looked at; after ``patience`` looks that find nothing better, training stops (0:
-    never). ``bucket`` puts captions of a length together within windows of that many batches.
-    ``crop`` is the smallest side, as a fraction, of the random crop.
-    """
+    """Everything about training but architecture and seed; all of it is in a trial's key."""
 
     data: str = "embedded:pictures"
+    """A source of pairs (docs/data.md)."""
+
     initial: str = ""
+    """A checkpoint folder to start from instead of random weights: transplanted into the cell."""
+
     tokenizer: str = ""
+    """A ``tokenizer.json`` to use instead of one trained on the training captions."""
+
     steps: int = 240
+    """Optimiser steps."""
+
     batch: int = 64
+    """Pairs that one step sees."""
+
     accumulate: int = 1
+    """Equal parts that a batch is taken in, to save memory; gradients are those of the whole."""
+
     lr: float = 4e-3
+    """The learning rate at its peak."""
+
     warmup: float = 0.2
+    """The fraction of the steps over which the rate rises."""
+
     weight_decay: float = 0.1
+    """Of the matrices of linear maps; nothing else decays."""
+
     beta2: float = 0.98
+    """How slowly Adam forgets squared gradients."""
+
     clip: float = 1.0
+    """The largest norm of all gradients together."""
+
     contrastive_weight: float = 1.0
+    """Of the contrastive loss; 0: not computed in training, though evaluation measures it."""
+
     caption_weight: float = 2.0
+    """Likewise of the captioning loss."""
+
     label_smoothing: float = 0.0
+    """Of the captioning loss in training; never in evaluation."""
+
     max_scale: float = 100.0
+    """Bounds the learned inverse temperature, which small sets drive to over-confidence."""
+
     crop: float = 0.8
+    """The smallest side of the random crop, as a fraction of the picture's."""
+
     flip: float = 0.0
+    """After so many evaluations without a better one, training stops; 0: never."""
+
     precision: str = "auto"
+    """``fp32`` or ``bf16``; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
+
     evaluate: int = 5
+    """How many times the validation split is evaluated, evenly spread over the steps."""
+
     patience: int = 0
+    """After so many evaluations that are no better, training stops; 0: never."""
+
     bucket: int = 0
+    """Puts captions of a length together within windows of so many batches; 0: not."""
+
     evaluation_batch: int = 128
+    """Pairs that contrast with each other in evaluation: the loss depends on it."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot be trained with."""

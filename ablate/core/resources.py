@@ -147,6 +147,7 @@ def choose_resources(
     gpus = _gpus(asked, nodes, gpu_memory)
     workers = asked.workers_per_trial or max(1, int(gpus))
     need, note = _memory(nodes, memory)
+    # Ray places each worker by itself, so several GPUs are as many workers of one GPU each.
     share = min(gpus, 1.0)
     cpus = (asked.cpus_per_trial or 0) / workers or _cores_each(nodes, share, need)
     most = sum(_fits(node, cpus, share, need) for node in nodes)

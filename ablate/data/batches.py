@@ -113,6 +113,7 @@ class TrainBatches:
             order, captions = self._drawn[epoch]
         chosen = order[place * self.recipe.batch : (place + 1) * self.recipe.batch]
         batch = self.split.batch(chosen, [captions[i] for i in chosen])
+        # A stream of its own, by step: the same seed crops alike in every cell, and after a resume.
         generator = torch.Generator().manual_seed(stream_seed(self.seed, "augment", step))
         images = augment(batch.images, self.recipe.crop, self.recipe.flip, generator)
         return batch._replace(images=images)

@@ -87,6 +87,7 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """Return a guess of what is left, from the steps taken in this run; None before any."""
+        # Steps of this run only: what was resumed took no time now.
         gained = sum(step - self.first[trial] for trial, step in self.reached.items())
         remaining = self.steps - sum(self.reached.values())
         if gained <= 0 or remaining <= 0:

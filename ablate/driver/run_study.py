@@ -74,6 +74,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
     if resources.note:
         warn(resources.note)
     with ledger.locked(), study_log(ledger.directory), ExitStack() as stack:
+        # Under the lock: another process may have written the plan a moment ago.
         refuse_other_study(plan, ledger)
         _warn_of_earlier_runs(plan, ledger)
         write_plan(plan, ledger.directory, launch_note(launch.arguments))
@@ -106,6 +107,7 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
                 run_looks(plan, ledger, run, console)
             else:
                 run(remaining)
+        # Needs data and models, unlike the report, which anyone can make again from the ledger.
         draw_captions(plan, ledger, default_registry(launch.plugins))
         document, results, paths = write_report(plan, ledger)
         needed = needed_trials(plan, results.race)
@@ -171,6 +173,7 @@ def run_looks(
             return
         for look in race.looks[-1:]:
             console.print(look_words(look), highlight=False, markup=False)
+        # Once more in this run, not for ever: a trial that always fails must not hold up the looks.
         tried |= {trial.key for trial in remaining}
         run(remaining)
         if any(ledger.result(t) is None and ledger.failure(t) is None for t in remaining):

@@ -45,6 +45,7 @@ def train(config: dict[str, Any]) -> None:
     except Exception as error:
         if message := _said(UnwritableError, error):
             tune.report({UNWRITABLE: message})
+        # Tune tries again what is raised; a divergence would only happen again.
         elif not _said(FinalError, error):
             raise
 
@@ -57,6 +58,7 @@ def steps(job: dict[str, Any]) -> Iterator[Metrics]:
     redirect_output(ledger.directory)
     with suppress(OSError):  # a node without that folder has absolute paths only, and says so
         os.chdir(job["here"])
+    # A reused worker has the threads of the trial before it.
     torch.set_num_threads(job["threads"])
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     try:

@@ -57,6 +57,7 @@ def execute(
         relay = _relay(trials, ledger, watchers, asha)
         order, scheduler = launch_order(trials), _asha(trials[0]) if asha else None
         with _scratch(ledger.directory if shared else None) as scratch:
+            # Tune's own files are scratch: it restores from pickles, and the ledger is the record.
             tuner = _tuner(order, ledger, plugins, resources, scratch, relay, scheduler)
             with _graceful_termination() as asked:
                 tuner.fit()
@@ -113,6 +114,8 @@ def _tuner(
     """Return Tune, ready to run the trials in this order."""
     from ray import tune
 
+    # Ray has less than the machine had when it was planned; a trial that asks for more would
+    # wait for ever without a word.
     memory = min(resources.memory, cluster.largest_memory())
     share = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": memory}
     shared = {

@@ -136,6 +136,7 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG on white, or as SVG on nothing, by the path's suffix."""
     is_svg = path.suffix == ".svg"
     chosen: dict[str, Any] = {"transparent": True, "metadata": {"Date": None}} if is_svg else {}
+    # A fixed salt and no date: the same figure is the same file, so that reports can be compared.
     with atomic(path) as temporary, mpl.rc_context(SVG), quiet():
         figure.savefig(temporary, format=path.suffix[1:], dpi=140, **chosen)
     return path

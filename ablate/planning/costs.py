@@ -62,6 +62,7 @@ def machine_speed(threads: int) -> float:
     """Return the FLOPs per second that trials of ``threads`` threads should reach here."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # Large enough to be bound by arithmetic, small enough to take a few milliseconds.
     matrix = torch.randn(SIDE, SIDE, device=device, dtype=kind)
     before, seconds = torch.get_num_threads(), []
     torch.set_num_threads(threads)
@@ -112,6 +113,7 @@ def saved_bytes(trial: Trial, registry: Registry) -> int:
         kept[storage._cdata] = storage
         return tensor
 
+    # On the meta device nothing is allocated, and saved tensors still have their sizes.
     with torch.device("meta"):
         model = CoCa(cell, registry=registry)
         images = torch.empty(batch, 3, cell.image.size, cell.image.size)

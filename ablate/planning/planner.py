@@ -34,24 +34,31 @@ NOISE_CELLS = 5  # from so many cells on, training one of them again is a small 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """What a study declares before it runs, beside grid and recipe.
-
-    ``primary`` is the contrast that it is about, if not the grid's own; ``noise`` whether the
-    reference is trained again under other seeds (None: in grids of five cells and more);
-    ``smallest_effect`` the improvement in percent below which a difference is of no interest;
-    ``first_seed`` the seed that all others follow, where earlier ones have been looked at;
-    ``looks`` the numbers of seeds at which a race is looked at and ``aim`` what it goes on for;
-    ``cells`` the grid's cells that are trained, if not all of them.
-    """
+    """What a study declares before it runs, beside grid and recipe."""
 
     primary: str = ""
+    """The contrast that it is about, by name; empty: the grid's own."""
+
     noise: bool | None = None
+    """Whether the reference is trained again under other seeds; None: from five cells on."""
+
     smallest_effect: float = 1.0
+    """The improvement in percent below which a difference is of no interest."""
+
     first_seed: int = 0
+    """The seed that all others follow, where earlier ones have been looked at."""
+
     looks: tuple[int, ...] = ()
+    """The numbers of seeds at interim looks; the last one is all."""
+
     aim: str = "improvements"
+    """What interim looks go on for: ``improvements`` or ``verdicts``."""
+
     exploratory: bool = False
+    """Whether ASHA stops trials early."""
+
     cells: tuple[str, ...] = ()
+    """The grid's cells that are trained, if not all of them."""
 
 
 def make_plan(

@@ -40,26 +40,37 @@ ASSUMED = 1.0  # percent: about what the nano studies in docs/results show
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPrediction:
-    """A plan's prospects.
-
-    ``deviation`` is how much paired improvements in CoCa loss vary from seed to seed, in percent,
-    and ``source`` where that number comes from. ``work`` is what the ledger has not, and ``search``
-    what a search trains before it (a cell's first trial stands for each training). ``slots`` is how
-    many trials run side by side, ``measured`` how many did when they were timed, ``memory`` the
-    bytes that the machine has for all of them (or one of its GPUs, for the ``sharing`` trials on
-    it), and ``began`` when the study would start.
-    """
+    """What is known of a plan before it runs: time, memory, and the noise to expect."""
 
     standard_deviation: float
+    """Of paired improvements over seeds, in percent of the deciding metric."""
+
     source: str
+    """Where that number comes from, in words."""
+
     work: list[Work]
+    """What the ledger has not."""
+
     search: list[Work] = field(default_factory=list)
+    """What a search trains before it; a cell's first trial stands for each training."""
+
     forecasts: Mapping[str, Forecast] = field(default_factory=dict)
+    """What a trial of each cell takes."""
+
     slots: int = 1
+    """How many trials run side by side."""
+
     measured: int = 1
+    """How many did when they were timed."""
+
     sharing: int = 1
+    """How many trials share ``memory``."""
+
     memory: int = 0
+    """The bytes that the machine has for all trials, or a GPU for those on it."""
+
     began: datetime.datetime = field(default_factory=datetime.datetime.now)
+    """When the study would start."""
 
     @property
     def seconds(self) -> float:

@@ -99,6 +99,7 @@ def write_report(plan: Plan, ledger: Ledger) -> tuple[Document, StudyResults, li
 
     results = make_results(plan, ledger)
     try:
+        # Before the text: a section names only the pictures that are there.
         figures = draw_figures(plan, ledger.directory, results)
     except OSError as error:
         raise _cannot_write(ledger.directory, error) from None

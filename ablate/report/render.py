@@ -100,6 +100,7 @@ def html(document: Document, directory: Path) -> str:
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
+        # Names come from users, and the page is handed on.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -166,6 +167,7 @@ def _inline(svg: str, picture: Picture) -> Markup:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    # Several drawings stand in one page, and matplotlib numbers the ids of each from the start.
     svg = re.sub(r'\b(id="|url\(#|href="#)', rf"\g<1>{picture.stem}-", svg)
     for name, (ink, _) in INKS.items():
         svg = svg.replace(ink, f"var(--{name})")

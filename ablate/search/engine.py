@@ -93,6 +93,8 @@ def search(
     far. Done trials are not done again.
     """
     with _database(ledger.directory) as storage:
+        # Asked and told by us: what is asked depends on earlier generations alone, not on which
+        # trial ended first, so a search that was killed goes on to the same trials.
         studies = {subject.name: _study(subject, storage) for subject in subjects}
         for first in range(0, budget.trials, budget.generation):
             numbers = range(first, min(first + budget.generation, budget.trials))

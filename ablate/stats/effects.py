@@ -105,6 +105,8 @@ def improvements(
 
 def complete_seeds(cells: Collection[str], losses: Losses) -> list[int]:
     """Return the seeds of which all of some cells have a usable loss: finite and above 0."""
+    # A seed counts only whole: to use the cells that did finish would choose pairs by what came
+    # of them.
     seen = {seed for cell, seed in losses if cell in cells}
     return sorted(s for s in seen if all(is_usable(losses.get((c, s), math.nan)) for c in cells))
 
@@ -147,6 +149,7 @@ def effect(
     the last look that they reach wait for the next one.
     """
     by_seed = mean_improvements(contrast, sets, direction)
+    # What lies beyond the last look has not been looked at yet, and must not move the estimate.
     by_seed = {seed: by_seed[seed] for seed in up_to_look(list(by_seed), rule)}
     correlations = [pair_correlation(contrast, losses, list(by_seed)) for losses in sets]
     values = np.array(list(by_seed.values()))
@@ -241,6 +244,7 @@ def _family(
     first = [e for e, contrast in zip(alone, contrasts, strict=True) if contrast.primary]
     others = [e for e, contrast in zip(alone, contrasts, strict=True) if not contrast.primary]
     if first:
+        # The study is about one contrast, which keeps most of alpha; the others share the rest.
         primary, rest = adjust_family(first[0].p, [e.p for e in others], rule.primary_share)
         adjusted = {first[0].contrast: primary}
     else:
@@ -258,6 +262,7 @@ def pair_correlation(contrast: Contrast, losses: Losses, seeds: list[int]) -> fl
     correlations = []
     for a, b in contrast.pairs:
         old, new = ([losses[cell, seed] for seed in seeds] for cell in (a, b))
+        # A correlation of two points is always 1 or -1, and of a constant undefined.
         if len(seeds) > 2 and np.std(old) > 0 and np.std(new) > 0:
             correlations.append(float(np.corrcoef(old, new)[0, 1]))
     return float(np.mean(correlations)) if correlations else math.nan

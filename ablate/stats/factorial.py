@@ -123,6 +123,7 @@ def _shapley(swap: str, gains: Mapping[Swaps, Values]) -> Values:
     total = np.zeros(len(gains[frozenset()]))
     for others in (swaps for swaps in gains if swap not in swaps):
         before = len(others)
+        # As many orders of adding the swaps have exactly these ones before this one.
         orders = math.factorial(before) * math.factorial(count - before - 1)
         total += orders * (gains[others | {swap}] - gains[others])
     return total / math.factorial(count)
@@ -138,6 +139,8 @@ def terms(gains: Mapping[Swaps, Values]) -> dict[Term, Values]:
     values = {}
     for size in range(1, len(order) + 1):
         for term in itertools.combinations(order, size):
+            # With contrasts coded +1 and -1 every term has the same weights, so all have the same
+            # scale.
             signed = [_sign(term, swaps) * gain for swaps, gain in gains.items()]
             values[term] = np.sum(signed, axis=0) / (len(gains) / 2)
     return values

@@ -136,6 +136,7 @@ def decide(
         if len(effect.seeds) < seeds:
             continue
         values = np.array(list(improvements(contrast, losses, direction).values()))
+        # What a contrast may spend depends on which others have been rejected already.
         ahead = chances(values, rule, ALPHA / multiplicity(contrast, family, family_effects, rule))
         chance = ahead.any if contrast.primary or rule.aim == VERDICTS else ahead.improved
         if not any(other.primary for other in family):
@@ -182,6 +183,8 @@ def chances(values: Values, rule: DecisionRule, alpha: float) -> Chances:
     now, last = len(values), rule.looks[-1]
     improved, clear, decided = (np.zeros(DRAWS, dtype=bool) for _ in range(3))
     if now < last:
+        # The posterior of mean and spread under a flat prior: normal given a scaled inverse chi-
+        # squared.
         spread, normal, later = _futures(now, last)
         sigma = float(values.std(ddof=1)) * spread
         true = float(values.mean()) + sigma * normal / math.sqrt(now)

@@ -80,12 +80,14 @@ def sequential_p(
     taken yet; values beyond the last look that they reach are not used. For a one-sided test the p
     is a little larger than it need be: two-sided p of two looks are less alike than one-sided ones.
     """
+    # Values come in the order of their seeds: which seeds a look has seen was fixed beforehand.
     reached = [n for n in looks if n <= len(values)]
     if not reached:
         return 1.0
     weighted = zip(reached, weights(looks, spending), strict=False)
     smallest = float(min(test(values[:n]) / w for n, w in weighted))
     null = _null(looks, spending)
+    # Counting the study itself among the simulated ones keeps p above 0, and valid.
     rank = 1 + int(np.searchsorted(null, smallest, "right"))
     return min(1.0, smallest, rank / len(null))  # weights sum to 1: the union bound is above
 
@@ -138,12 +140,14 @@ def _paths(looks: tuple[int, ...]) -> Values:
 
     From NumPy's frozen generator: a bundle is verified with the same numbers for ever.
     """
+    # Only RandomState's stream is frozen: a Generator's may change between versions of NumPy.
     generator: Any = np.random.RandomState(0)
     noise = generator.standard_normal((PATHS, looks[-1]))
     sums, squares = noise.cumsum(axis=1), (noise**2).cumsum(axis=1)
     paths = np.empty((PATHS, len(looks)))
     for k, n in enumerate(looks):
         total, square = sums[:, n - 1], squares[:, n - 1]
+        # Running sums give every look's variance in one pass; noise of mean 0 loses no digits.
         deviation = np.sqrt((square - total**2 / n) / (n - 1))
         paths[:, k] = 2 * stats.t.sf(np.abs(total) / (deviation * np.sqrt(n)), n - 1)
     return paths

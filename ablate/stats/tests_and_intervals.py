@@ -35,6 +35,8 @@ def t_interval(values: Values, confidence: float = CONFIDENCE) -> tuple[float, f
     """Return the t interval of a mean; infinite below two values."""
     if len(values) < 2:
         return -math.inf, math.inf
+    # Student's t, not a bootstrap: percentile and BCa intervals of three to ten seeds cover far
+    # too little (docs/statistics.md).
     half = t_quantile(len(values) - 1, confidence) * standard_error(values)
     return float(values.mean()) - half, float(values.mean()) + half
 
@@ -56,6 +58,8 @@ def t_test_p(values: Values) -> float:
 
 def equivalence_p(values: Values, margin: float) -> float:
     """Return the p of two one-sided tests (TOST) that a mean is not within ±margin."""
+    # Both tests must reject, so the larger p decides; no adjustment for there being two of them
+    # is needed (intersection-union).
     return max(one_sided_p(values, -margin), one_sided_p(-values, -margin))
 
 
@@ -71,6 +75,7 @@ def sign_flip_p(values: Values) -> float:
     sums = np.zeros(1)
     for value in values:  # both signs of each value: 2^n sums in the end
         sums = np.concatenate((sums + value, sums - value))
+    # Sums that are equal on paper differ in their last digits by the order of adding.
     rounding = 1e-12 * float(np.abs(values).sum())
     return int((np.abs(sums) >= abs(sums[0]) - rounding).sum()) / len(sums)
 
@@ -87,12 +92,14 @@ def equal_variances_p(a: Values, b: Values) -> float:
     """
     if len(a) < 4 or not np.ptp(a) or not np.ptp(b) or not np.ptp(a - b) or not np.ptp(a + b):
         return 1.0
+    # If both vary alike, sum and difference are uncorrelated, whatever ties the pairs together.
     return float(stats.pearsonr(a + b, a - b).pvalue)
 
 
 def deviation_interval(deviation: float, seeds: int) -> tuple[float, float]:
     """Return the 95% interval of a standard deviation that so many normal values show."""
     freedom = seeds - 1
+    # (n - 1) s^2 / sigma^2 is chi-squared with n - 1 degrees of freedom for normal values.
     quantiles = stats.chi2.isf([ALPHA / 2, 1 - ALPHA / 2], freedom)
     low, high = deviation * np.sqrt(freedom / quantiles)
     return float(low), float(high)
@@ -116,6 +123,8 @@ def smallest_p(seeds: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p values, in the order given."""
+    # The smallest p bears the number of all hypotheses, the next one of those that are left, and no
+    # adjusted p may fall below an earlier one.
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -147,6 +156,7 @@ def power(effect: float, seeds: int, deviation: float, alpha: float = ALPHA) -> 
     """Return the chance that a two-sided paired t test at ``alpha`` finds a true effect."""
     if seeds < 2:
         return 0.0
+    # Under a true effect the t statistic is noncentral t, shifted by sqrt(n) effects.
     shift, freedom = effect / deviation * math.sqrt(seeds), seeds - 1
     critical = t_quantile(freedom, 1 - alpha)
     above, below = stats.nct.sf(critical, freedom, shift), stats.nct.sf(critical, freedom, -shift)
@@ -199,6 +209,7 @@ def clustered_interval(
     by_both = np.zeros((len(values), members.max() + 1))
     np.add.at(by_both.T, members, gaps.T)  # [seeds clusters]
 
+    # The factor count / (count - 1) makes up for few clusters.
     def variance(sums: Values) -> float:
         count = sums.size
         return float((sums**2).sum()) / values.size**2 * count / max(1, count - 1)

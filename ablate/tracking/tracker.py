@@ -70,6 +70,7 @@ class Tracker:
         self.connected, self.told = False, set[str]()
         self.refused: list[str] = []
         self.progress = self.sampled = time.monotonic()
+        # A daemon: a store that hangs must not keep the process from ending.
         self.writer = threading.Thread(target=self._write, name="mlflow", daemon=True)
 
     def __enter__(self) -> Self:
@@ -163,6 +164,7 @@ class Tracker:
             emptied = self._round()
             if last or self.halt.is_set():
                 return
+            # A store that is down is asked ever more rarely, up to once a minute.
             pause = INTERVAL if emptied else min(2 * pause, LONGEST_PAUSE)
             self.closing.wait(pause)
 

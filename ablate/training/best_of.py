@@ -37,6 +37,7 @@ def best_of(captioner: Captioner, images: Sequence[Pixels], draws: int = DRAWS) 
     for seed in range(draws):
         drawing = Decoding(temperature=TEMPERATURE, top_p=TOP_P, minimum=2, seed=seed)
         said.append(captioner.caption(images, drawing))
+        # Scaled as in training, so that it is a log-odds like the likelihood beside it.
         likeness = scale * (seen * captioner.embed_texts(said[-1])).sum(dim=-1)
         values.append(likeness + likelihood(captioner, images, said[-1]))
     best = torch.stack(values).argmax(dim=0).tolist()

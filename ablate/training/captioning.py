@@ -59,6 +59,7 @@ class Captioner:
                 self.model, batch, marks=self.marks, decoding=decoding, first=len(said)
             )
             rows = zip(tokens.tolist(), lengths.tolist(), strict=True)
+            # The begin mark is no word, and the end mark may be missing at the longest length.
             ids = [[i for i in row[1:length] if i != self.marks.end] for row, length in rows]
             said += [text.strip() for text in self.tokenizer.decode_batch(ids)]
         return said

@@ -55,6 +55,7 @@ def evaluate(
             embeddings = out.embeddings._replace(bias=None)
             if full:
                 contrastive.append(float(contrastive_loss(embeddings, moved.groups)))
+            # On the CPU and in fp32: retrieval is over the whole split, which a GPU need not hold.
             images.append(embeddings.image.float().cpu())
             texts.append(embeddings.text.float().cpu())
         groups.append(batch.groups)
@@ -65,6 +66,8 @@ def evaluate(
         owners = [*groups]
         for tokens, lengths, owner in further_captions(split, recipe.evaluation_batch):
             with autocast:
+                # Pictures with several captions: each is a right answer, and is asked for by
+                # itself.
                 texts.append(model.encode_text(tokens.to(device), lengths.to(device)).float().cpu())
             owners.append(owner)
         metrics |= recalls(*map(torch.cat, (images, texts, groups, owners)))
@@ -99,6 +102,7 @@ def recalls(images: Tensor, texts: Tensor, groups: Tensor, owners: Tensor) -> di
     ways = (("image_to_text", scores, groups, owners), ("text_to_image", scores.T, owners, groups))
     for name, table, asks, answers in ways:
         for k in RECALLS:
+            # A split smaller than k cannot have k answers.
             top = table.topk(min(k, len(answers)), dim=1).indices
             hit = (answers[top] == asks[:, None]).any(dim=1)
             metrics[f"{name}_recall@{k}"] = float(hit.double().mean())
@@ -118,6 +122,7 @@ def references(train: EncodedSplit, held_out: EncodedSplit, recipe: Recipe) -> d
     ]
     counts = Counter(t for captions in train.ids for ids in captions for t in ids[1:])
     tokens = [t for captions in held_out.ids for t in captions[0][1:]]
+    # Add-one smoothing: a held-out token that training lacks would have an infinite loss.
     total = sum(counts.values()) + len(counts.keys() | set(tokens))
     nats = -sum(math.log((counts[t] + 1) / total) for t in tokens) / len(tokens)
     return {"contrastive": sum(chances) / len(chances), "perplexity": math.exp(nats)}

@@ -55,6 +55,7 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
     if broadcast_from_rank0(training.state.step) != training.state.step:
         raise RuntimeError(f"workers see different checkpoints in {folder}: is its disk shared?")
     keeps, saved = rank() == 0, time.monotonic()
+    # Only one rank writes: two of them would tear each other's files.
     if keeps:
         folder.mkdir(parents=True, exist_ok=True)
         _cut_curve(folder / "curve.jsonl", training.state.step)
@@ -63,6 +64,7 @@ def run_stage(trial: Trial, stage: Stage, directory: Path, registry: Registry) -
             _append(folder / "curve.jsonl", metrics)
             looked = any(name.startswith("val/") for name in metrics)
             if looked or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                # After an evaluation too, since that is the costly part of a step to repeat.
                 training.save(folder)
                 saved = time.monotonic()
         yield metrics
@@ -79,6 +81,7 @@ def _conclude(training: Training, folder: Path) -> Metrics:
     final = training.finish()
     if not training.stage.is_search:
         training.write_model(folder)
+    # Last: a record is what says that the stage is finished, so its model must be there before.
     write_json(folder / "result.json", training.record(final))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     return final

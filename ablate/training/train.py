@@ -97,6 +97,7 @@ class Training:
         self.batches = self.make_batches()
         model, self.origin = initial_model(trial.cell, trial.stream, self.recipe.initial, registry)
         self.model = model.to(self.device)
+        # Taken before any step: two cells whose untrained models say the same are one function.
         self.outputs = outputs_digest(
             self.model, self.data.splits["val"], self.device, self.autocast
         )
@@ -108,6 +109,7 @@ class Training:
     def make_batches(self) -> TrainBatches | Prefetched:
         """Return the training batches, made ahead where there are cores or a GPU to gain by it."""
         batches = TrainBatches(self.data.splits["train"], self.recipe, self.seed)
+        # One thread per trial is the rule on a CPU, and then a second one would only take turns.
         threads = min(4, torch.get_num_threads())
         if self.device.type != "cuda" and threads == 1:
             return batches
@@ -146,6 +148,7 @@ class Training:
         batch = self.batches[self.state.step].to(self.device)
         metrics = self.backward(batch)
         add_gradients([*self.model.parameters()])
+        # Clipped after the sum over ranks, as one process would clip the whole batch's gradient.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         if not math.isfinite(float(norm)):
             raise DivergedError(
@@ -153,10 +156,13 @@ class Training:
                 f"at step {self.state.step} (lr {lr:.2g})"
             )
         self.optimizer.step()
+        # None, not zero: a parameter without a gradient must not decay or gain momentum.
         self.optimizer.zero_grad(set_to_none=True)
         metrics |= {"lr": lr, "gradient_norm": float(norm)}
         if self.model.cell.contrasts:
             with torch.no_grad():
+                # CLIP's bound (arXiv 2103.00020): unbounded, the temperature explodes on small
+                # sets.
                 self.model.log_scale.clamp_(max=math.log(recipe.max_scale))
                 metrics["scale"] = float(self.model.log_scale.exp())
         return metrics
@@ -168,6 +174,7 @@ class Training:
         the batch alike, and every pair contrasts with the whole batch. Dropout draws other masks,
         and a block's ours auxiliary loss is the mean of the parts'.
         """
+        # The first token is given, so a caption of n tokens has n - 1 predictions.
         predicted = int(batch.lengths.sum()) - len(batch.lengths)
         n, ours = self.parts, Batch(*(t.chunk(world_size())[rank()] for t in batch))
         parts = [Batch(*pieces) for pieces in zip(*(t.chunk(n) for t in ours), strict=True)]
@@ -237,6 +244,7 @@ class Training:
         Only the first rank does; the others learn the loss, which decides how training goes on.
         """
         metrics = self.evaluate_split("val") if rank() == 0 else {}
+        # The others cannot know it, and all must stop at the same step or wait for ever.
         loss = broadcast_from_rank0(metrics.get(SELECTION, math.nan))
         if not math.isfinite(loss):
             raise DivergedError(f"validation loss {loss} at step {self.state.step}")
@@ -287,6 +295,7 @@ class Training:
     def save(self, directory: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         state = {name: getattr(self.state, name) for name in State.__dataclass_fields__}
+        # Serialised in memory first: the hash in front tells a torn write from a whole one.
         buffer = io.BytesIO()
         torch.save(
             {
@@ -311,6 +320,7 @@ class Training:
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             return
         buffer = io.BytesIO(content[32:])
+        # weights_only: a checkpoint may have been put there by somebody else, and pickle runs code.
         loaded = torch.load(buffer, weights_only=True, map_location=self.device)
         if loaded["key"] != self.stage.key:
             return
