@@ -87,7 +87,7 @@ class Recipe:
     """The smallest side of the random crop, as a fraction of the picture's."""
 
     flip: float = 0.0
-    """After so many evaluations without a better one, training stops; 0: never."""
+    """The chance that a picture is mirrored: none by default, for captions say left and right."""
 
     precision: str = "auto"
     """``fp32`` or ``bf16``; ``auto`` is bf16 on a GPU and fp32 elsewhere."""
