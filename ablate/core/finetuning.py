@@ -15,7 +15,7 @@ from blocks import UsageError
 PREFIX = "finetune."  # of settings that are for the fine-tunings' recipe
 
 
-def name_of(source: str) -> str:
+def stage_name(source: str) -> str:
     """Return the short name of a fine-tuning's data: ``finetune:icons``."""
     scheme, _, rest = source.partition(":")
     last = PurePath(rest.split(",")[-1].partition("?")[0].rstrip("/")).name
@@ -40,7 +40,7 @@ def finetunings(
         raise UsageError("fine-tunings start from their pretraining, with its tokenizer")
     tunings: dict[str, Recipe] = {}
     for source in sources:
-        if name_of(source) in tunings:
-            raise UsageError(f"two fine-tunings are named {name_of(source)!r}: give one once")
-        tunings[name_of(source)] = replace(tuning, data=source)
+        if stage_name(source) in tunings:
+            raise UsageError(f"two fine-tunings are named {stage_name(source)!r}: give one once")
+        tunings[stage_name(source)] = replace(tuning, data=source)
     return tunings

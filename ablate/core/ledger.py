@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ablate.core.files import read_json, write_json, write_text
-from ablate.core.records import read_curve, read_record, shown
+from ablate.core.records import read_curve, read_record, trial_metrics
 from ablate.core.trial import Stage, Trial
 from blocks import UsageError
 
@@ -58,7 +58,7 @@ class Ledger:
         lines, before = [], 0
         for stage in trial.stages:
             path = self.folder(trial) / stage.folder / "curve.jsonl"
-            lines += [shown(stage, line, before) for line in read_curve(path)]
+            lines += [trial_metrics(stage, line, before) for line in read_curve(path)]
             before += stage.recipe.steps
         return lines
 

@@ -20,7 +20,7 @@ from blocks import UsageError
 EXAMPLES_FILE = "examples.safetensors"
 
 
-def shown(stage: Stage, metrics: Metrics, before: int) -> Metrics:
+def trial_metrics(stage: Stage, metrics: Metrics, before: int) -> Metrics:
     """Return a stage's metrics under the trial's names and steps."""
     named = {stage.prefix + k if "/" in k else k: v for k, v in metrics.items()}
     return {**named, "step": before + metrics["step"]}

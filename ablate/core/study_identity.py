@@ -68,7 +68,7 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{prefix}{name}": value for name, value in values.items()}
 
 
-def _left_out(plan: Plan, ledger: Ledger) -> list[str]:
+def left_out(plan: Plan, ledger: Ledger) -> list[str]:
     """Return the cells, fine-tunings and seeds that the study had when it last ran, and has not."""
     if not (ledger.directory / STUDY_FILE).exists():
         return []

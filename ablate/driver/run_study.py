@@ -15,7 +15,7 @@ from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
 from ablate.core.provenance import launch_note, without_passwords
 from ablate.core.resources import Resources, Scheduling, choose_resources
-from ablate.core.study_identity import _left_out, keep_plan, outdated, refuse_other_study
+from ablate.core.study_identity import keep_plan, left_out, outdated, refuse_other_study
 from ablate.core.trial import Trial
 from ablate.driver import progress
 from ablate.driver.console import show, warn
@@ -121,9 +121,9 @@ def run_study(plan: Plan, ledger: Ledger, launch: Launch, console: Console) -> i
 
 def _warn_of_earlier_runs(plan: Plan, ledger: Ledger) -> None:
     """Say what the study's directory has that this plan leaves out, or trains again."""
-    if left_out := _left_out(plan, ledger):
+    if missing := left_out(plan, ledger):
         warn(
-            f"left out of the report, though this study has it: {', '.join(left_out)} "
+            f"left out of the report, though this study has it: {', '.join(missing)} "
             "(--stages, --cells and --seeds name all of a study)"
         )
     if count := outdated(plan, ledger):

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FILE = "log.txt"
+LOG_FILE = "log.txt"
 FORMAT = "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
 def study_log(directory: Path) -> Iterator[None]:
     """Send warnings and errors of all libraries in this process to the study's log."""
-    handler = logging.FileHandler(directory / FILE, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(directory / LOG_FILE, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter(FORMAT))
     handler.setLevel(logging.WARNING)
     names = ("", "ray", "ray.tune", "ray.train")  # Ray's have handlers of their own
@@ -37,7 +37,7 @@ def study_log(directory: Path) -> Iterator[None]:
 
 def redirect_output(directory: Path) -> None:
     """Send all that this process prints to the study's log: a worker's has no terminal."""
-    log = os.open(directory / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)

@@ -269,7 +269,7 @@ def _refuse_varied(for_cell: Mapping[str, Any]) -> None:
 class Look:
     """What a plan knows of a stage's data.
 
-    ``tokens`` is a usual length of captions, ``references`` the test losses of knowing nothing.
+    ``tokens`` is a usual length of captions, ``references`` the test losses of chance.
     """
 
     fingerprint: str

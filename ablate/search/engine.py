@@ -31,7 +31,7 @@ from assemblies import CoCaConfig
 from assemblies.construct import stream_seed
 from blocks import Registry, Unsupported, UsageError
 
-FILE = "search.db"
+SEARCH_DATABASE = "search.db"
 RANDOM = 8  # so many trials are drawn at random before the estimator has a say
 
 
@@ -238,7 +238,7 @@ def _database(directory: Path) -> Iterator[optuna.storages.RDBStorage]:
     from sqlalchemy.exc import DatabaseError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = directory.resolve() / FILE
+    path = directory.resolve() / SEARCH_DATABASE
     storage = None
     try:
         storage = optuna.storages.RDBStorage(

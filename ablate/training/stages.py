@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ablate.core.files import write_json
 from ablate.core.metrics import Metrics
-from ablate.core.records import read_curve, read_record, shown
+from ablate.core.records import read_curve, read_record, trial_metrics
 from ablate.core.trial import Stage, Trial
 from ablate.training.train import Training
 from assemblies.parallel import broadcast_from_rank0, rank
@@ -39,7 +39,7 @@ def run_trial(trial: Trial, directory: Path, registry: Registry) -> Iterator[Met
     before = 0
     for stage in trial.stages:
         for metrics in run_stage(trial, stage, directory, registry):
-            yield shown(stage, metrics, before)
+            yield trial_metrics(stage, metrics, before)
         before += stage.recipe.steps
 
 

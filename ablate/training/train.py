@@ -1,7 +1,7 @@
 """Trains one stage of a trial: plain PyTorch that knows neither Ray nor MLflow.
 
-Where a process group is, its ranks train one model: each takes its own parts of the same batches,
-gradients are summed, and the first rank alone evaluates. The numbers are those of one process.
+In a process group the ranks train one model: each takes its parts of the same batches, gradients
+are summed, and the first rank evaluates. The numbers are those of one process.
 """
 
 from __future__ import annotations
@@ -119,9 +119,8 @@ class Training:
         """Train to the end; yield the step's metrics at about 50 points and at each evaluation."""
         recipe, state = self.recipe, self.state
         interval = max(1, recipe.steps // CURVE_POINTS)
-        evaluations = {
-            round(recipe.steps * (i + 1) / recipe.evaluate) for i in range(recipe.evaluate)
-        }
+        count = recipe.evaluate
+        evaluations = {round(recipe.steps * (i + 1) / count) for i in range(count)}
         while state.step < recipe.steps and not self.out_of_patience(evaluations):
             began = time.perf_counter()
             metrics = self.step()

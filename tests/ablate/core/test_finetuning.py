@@ -12,7 +12,7 @@ from samples import SMALL, shapes_rows, small, write_shard
 from ablate.analysis.results import make_results
 from ablate.cli.command import main
 from ablate.cli.stages import parse_stages
-from ablate.core.finetuning import finetunings, name_of
+from ablate.core.finetuning import finetunings, stage_name
 from ablate.core.ledger import Ledger
 from ablate.core.plan import write_plan
 from ablate.core.recipe import Recipe, with_fields
@@ -196,10 +196,10 @@ def test_mistakes_in_stages_are_named(text: str, message: str) -> None:
 
 
 def test_sources_get_short_names_that_differ() -> None:
-    assert name_of("embedded:icons") == "finetune:icons"
-    assert name_of("coco:/x/images,/x/captions_val.json") == "finetune:captions_val"
-    assert name_of("csv:/r/a.csv?image=i&caption=c") == "finetune:a"
-    assert name_of("webdataset:/data/{0..9}.tar").startswith("finetune:0")
+    assert stage_name("embedded:icons") == "finetune:icons"
+    assert stage_name("coco:/x/images,/x/captions_val.json") == "finetune:captions_val"
+    assert stage_name("csv:/r/a.csv?image=i&caption=c") == "finetune:a"
+    assert stage_name("webdataset:/data/{0..9}.tar").startswith("finetune:0")
     with pytest.raises(UsageError, match="two fine-tunings are named 'finetune:icons'"):
         finetunings(["embedded:icons", "folder:/x/icons"], Recipe(), {})
 

@@ -22,7 +22,7 @@ from ablate.core.trial import MAX_SEEDS
 from ablate.planning.planner import StudyOptions, make_plan
 from ablate.report.search_section import search_section
 from ablate.report.study import Study
-from ablate.search.engine import FILE, NothingFoundError
+from ablate.search.engine import SEARCH_DATABASE, NothingFoundError
 from ablate.search.recipes import make_subjects, tune
 from ablate.search.request import FIRST_SEED, SearchSize, check_space, describe_search
 from ablate.search.space import default_space, parse_space
@@ -161,7 +161,7 @@ def test_done_searches_are_read_and_longer_ones_go_on(shapes: str, tmp_path: Pat
 def test_the_database_is_optunas_and_may_be_lost(shapes: str, tmp_path: Path) -> None:
     plan, budget = small_plan(shapes), SearchSize(trials=3)
     before, _, _ = searched(plan, tmp_path, budget)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / FILE}")
+    storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / SEARCH_DATABASE}")
     names = sorted(optuna.get_all_study_names(storage))
     assert [name.partition(" ")[0] for name in names] == ["baseline", "grr"]
     study = optuna.load_study(study_name=names[0], storage=storage)
@@ -170,11 +170,11 @@ def test_the_database_is_optunas_and_may_be_lost(shapes: str, tmp_path: Path) ->
     assert study.best_trial.user_attrs["seeds"] == [FIRST_SEED]
     storage.remove_session()
     storage.engine.dispose()
-    (tmp_path / FILE).unlink()
+    (tmp_path / SEARCH_DATABASE).unlink()
     after, _, train = searched(plan, tmp_path, budget)
     assert after == before
     assert train.trained == []  # the ledger has them
-    (tmp_path / FILE).write_bytes(b"no database" * 999)
+    (tmp_path / SEARCH_DATABASE).write_bytes(b"no database" * 999)
     with pytest.raises(UsageError, match="move it away"):
         searched(plan, tmp_path, budget)
 
