@@ -12,7 +12,7 @@ from samples import SMALL
 from ablate.cli.run import smaller
 from ablate.core.ledger import Ledger
 from ablate.core.plan import Plan, write_plan
-from ablate.core.study_identity import _left_out, refuse_other_study
+from ablate.core.study_identity import left_out, refuse_other_study
 from ablate.planning.budget import (
     STARTUP,
     Proposal,
@@ -218,4 +218,4 @@ def test_the_same_trials_are_chosen_as_without(plan: Plan, shapes: str, tmp_path
     assert {t.key for t in fewer.trials} < {t.key for t in plan.trials}
     write_plan(plan, tmp_path, {})
     refuse_other_study(fewer, Ledger(tmp_path))  # fewer cells are the same study
-    assert _left_out(fewer, Ledger(tmp_path)) == [n for n in plan.cells if n not in fewer.cells]
+    assert left_out(fewer, Ledger(tmp_path)) == [n for n in plan.cells if n not in fewer.cells]
