@@ -28,9 +28,9 @@ def make_grid(
     change: Change = lambda cell: cell,
     origin: CoCaConfig | None = None,
 ) -> Grid:
-    """Return a grid, by name or design, at a size; ``change`` applies settings to merged preset.
+    """Return a grid, by name or design, at a size; ``change`` applies settings to every preset.
 
-    Blocks that plugins add enter merged named grid as single swaps from grr, or from the checkpoint
+    Blocks that plugins add enter every named grid as single swaps from grr, or from the checkpoint
     in grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
     """
     if isinstance(name, str) and name not in GRIDS:

@@ -171,7 +171,7 @@ class Training:
 
         The number of parts changes memory and time, not the losses: captioning weighs all tokens of
         the batch alike, and every pair contrasts with the whole batch. Dropout draws other masks,
-        and a block's ours auxiliary loss is the mean of the parts'.
+        and a block's own auxiliary loss is the mean of the parts'.
         """
         # The first token is given, so a caption of n tokens has n - 1 predictions.
         predicted = int(batch.lengths.sum()) - len(batch.lengths)
