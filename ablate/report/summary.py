@@ -130,13 +130,13 @@ def _which(plan: Plan, results: StudyResults) -> str:
 
 
 def _where(results: StudyResults, main: Effect) -> str:
-    """Return what the swap does to the losses that the decisive one is made of."""
+    """Return what the swap does to the compared metrics that do not decide."""
     others = (metric.key for metric in compared() if metric.key != results.decides)
     parts = [e for key in others if (e := results.of(main.contrast, key))]
     if not parts:
         return "No other metric was measured."
     words = [f"{percent(e)} in {METRICS[e.metric].label} ({e.verdict})" for e in parts]
-    return f"Of what it is made of, the improvement is {' and '.join(words)}."
+    return f"In other metrics, the improvement is {' and '.join(words)}."
 
 
 def _in_sum(clear: Sequence[Effect]) -> str:
