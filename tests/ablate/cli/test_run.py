@@ -155,7 +155,7 @@ def test_a_trial_that_fails_is_named_and_the_others_finish(shapes: str, tmp_path
     code, shown = run(shapes, tmp_path, "--seeds", "1", "--plugin", str(plugin))
     assert code == 1, shown
     assert "Traceback" not in shown
-    assert "grr norm=explode seed 0: FAILED: ablate.train.DivergedError: loss nan" in shown
+    assert "grr norm=explode seed 0: FAILED: ablate.training.train.DivergedError: loss nan" in shown
     assert "1 trial failed" in shown
     assert "No result for grr norm=explode seed 0" in (tmp_path / "study/report.md").read_text()
 

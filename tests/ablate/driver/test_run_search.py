@@ -128,7 +128,7 @@ def test_a_walk_and_then_the_study_that_confirms_it(shapes: str, tmp_path: Path)
     assert code == 0, shown
     assert "That is exploratory" in shown
     assert "study/search/report.html" in shown
-    assert shown.rstrip().endswith("--seeds 3")
+    assert " --seeds 3 " in shown.splitlines()[-1]  # of the command that confirms
     assert "EXPLORATORY" in (tmp_path / "study/search/report.md").read_text()
     assert not (tmp_path / "study/study.json").exists()
     (outcomes,) = read_outcomes(tmp_path / "study").values()

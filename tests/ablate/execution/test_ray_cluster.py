@@ -78,7 +78,9 @@ def test_a_study_survives_the_loss_of_a_node(shapes: str, tmp_path: Path, cluste
     assert "raylet" not in shown
     assert "Traceback" not in shown
     assert results(study) == expected
-    assert "ablate.cluster" in (study / "log.txt").read_text()  # where the loss is told
+    assert (
+        "ablate.execution.ray_cluster" in (study / "log.txt").read_text()
+    )  # where the loss is told
     assert list(study.glob(".*")) == []
 
 

@@ -190,4 +190,4 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     assert np.isfinite(study.results.of("baseline -> grr").estimate)
     assert (tmp_path / "tour/report.html").exists()
     launches = json.loads((tmp_path / "tour/study.json").read_text())["launches"]
-    assert "--grid=paper --seeds=3" in launches[0]["command"]
+    assert "--grid paper --seeds 3" in launches[0]["command"]
