@@ -30,8 +30,9 @@ def make_grid(
 ) -> Grid:
     """Return a grid, by name or design, at a size; ``change`` applies settings to every preset.
 
-    Blocks that plugins add enter every named grid as single swaps from grr, or from the checkpoint
-    in grid transplant. ``origin`` is the cell of the checkpoint that training starts from, if any.
+    Blocks that plugins add enter every named grid as single swaps from grr, or from its reference
+    in a grid without grr. ``origin`` is the cell of the checkpoint that
+    training starts from, if any.
     """
     if isinstance(name, str) and name not in GRIDS:
         raise unknown("grid", name, GRIDS)
@@ -41,11 +42,18 @@ def make_grid(
     if not isinstance(name, str):
         return name(cells, registry)
     grid = GRIDS[name](cells, registry)
-    base = "checkpoint" if name == "transplant" else "grr"
-    added = plugin_cells(base, cells[base], registry)
+    # A grid without grr (transplant is one) compares with its own reference.
+    base = "grr" if "grr" in grid.cells else reference_of(grid)
+    added = plugin_cells(base, grid.cells[base], registry)
     merged = merge(grid.cells, added)
     versus = [against(base, name, merged) for name in added if name not in grid.cells]
     return replace(grid, cells=merged, contrasts=(*grid.contrasts, *versus))
+
+
+def reference_of(grid: Grid) -> str:
+    """Return the cell that a grid's primary contrast starts from; its first cell without one."""
+    primary = next((contrast for contrast in grid.contrasts if contrast.primary), None)
+    return primary.pairs[0][0] if primary else next(iter(grid.cells))
 
 
 def factorial(cells: Mapping[str, CoCaConfig]) -> dict[str, CoCaConfig]:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ablate.core.grid import Grid, each, merge, product, swap
-from ablate.core.grids import GRIDS, factorial, main_effects, make_grid
+from ablate.core.grid import Grid, against, each, merge, product, swap
+from ablate.core.grids import GRIDS, factorial, main_effects, make_grid, reference_of
 from ablate.core.recipe import Recipe
 from ablate.planning.costs import price
 from ablate.planning.plan_text import describe
@@ -14,7 +16,7 @@ from ablate.planning.planner import make_plan
 from assemblies import CoCaConfig, normalise, preset, with_field
 from assemblies.config import flatten
 from assemblies.presets import GRR
-from blocks import UsageError, default_registry, load_registry
+from blocks import Registry, UsageError, default_registry, load_registry
 
 REGISTRY = default_registry()
 DYT = str(Path(__file__).parents[3] / "plugins" / "dyt" / "dyt.py")
@@ -72,11 +74,26 @@ def test_grid_algebra() -> None:
 def test_a_plugins_block_enters_every_grid(name: str) -> None:
     registry = load_registry([DYT])
     origin = preset("original") if name == "transplant" else None
-    base = "checkpoint" if origin else "grr"
     grid = make_grid(name, "nano", registry, origin=origin)
+    base = "grr" if "grr" in grid.cells else reference_of(grid)
     assert grid.cells[f"{base} norm=dyt"].image.norm == "dyt"
     assert any(c.pairs == ((base, f"{base} norm=dyt"),) for c in grid.contrasts)
     assert f"{base} norm=dyt" not in make_grid(name, "nano", REGISTRY, origin=origin).cells
+
+
+def test_a_plugins_block_enters_a_grid_without_grr(monkeypatch: pytest.MonkeyPatch) -> None:
+    def depths(cells: Mapping[str, CoCaConfig], registry: Registry) -> Grid:
+        named = {
+            "baseline": cells["baseline"],
+            "depth 2": with_field(cells["baseline"], "image.depth", 2),
+        }
+        contrast = replace(against("baseline", "depth 2", named), primary=True)
+        return Grid(name="depths", summary="of depth", cells=named, contrasts=(contrast,))
+
+    monkeypatch.setitem(GRIDS, "depths", depths)
+    grid = make_grid("depths", "nano", load_registry([DYT]))
+    assert grid.cells["baseline norm=dyt"].image.norm == "dyt"
+    assert any(c.pairs == (("baseline", "baseline norm=dyt"),) for c in grid.contrasts)
 
 
 def test_transplant_starts_from_a_checkpoint() -> None:
